@@ -1,0 +1,1 @@
+"""growkit grows neural networks."""

@@ -1,0 +1,119 @@
+"""Settings of the data sources, the five splits and the augmentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from growkit.config.base import Fraction, Settings, named
+
+__all__ = [
+    "AugmentSettings",
+    "AnyData",
+    "Cifar10Settings",
+    "Cifar100Settings",
+    "DataSettings",
+    "DigitsSettings",
+    "NpzSettings",
+    "SplitSettings",
+    "TeacherSettings",
+]
+
+
+class SplitSettings(Settings):
+    """Shares of the five splits; train is what remains.
+
+    `test` null takes the data set's own test split, or 20 % where it has none. The other shares are of what is left
+    after test: validate steers growth and tuning, diagnose serves diagnosis, accept is read once by the refinement gate.
+    """
+
+    test: Fraction | None = None
+    validate_: Fraction = Field(default=0.1, alias="validate")
+    diagnose: Fraction = 0.1
+    accept: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> SplitSettings:
+        held_out = self.validate_ + self.diagnose + self.accept
+        if held_out >= 1.0:
+            raise ValueError(f"validate + diagnose + accept must be < 1 so that train is not empty, got {held_out:g}")
+        return self
+
+
+class AugmentSettings(Settings):
+    """Augmentation of training images, one vectorised operation per batch.
+
+    crop: pixels of zero padding, after which a window of the original size is cut at random; 0 is off.
+    flip: mirror left-right with probability 1/2. cutout: side of the square set to the mean (DeVries and Taylor, 2017).
+    """
+
+    crop: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+    cutout: Annotated[int, Field(ge=0)] = 0
+
+
+class DataSettings(Settings):
+    """What every source shares: how much of it, and how it is split."""
+
+    limit: Annotated[int, Field(ge=10)] | None = None  # samples kept before splitting, stratified; test is untouched
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    split: SplitSettings = SplitSettings()
+
+
+class ImageSettings(DataSettings):
+    """A source of images."""
+
+    augment: AugmentSettings = AugmentSettings()
+
+
+class DigitsSettings(ImageSettings):
+    """scikit-learn's 1 797 handwritten digits, 8x8, embedded: no download."""
+
+    name: Literal["digits"] = "digits"
+    augment: AugmentSettings = AugmentSettings(crop=1)
+
+
+class CifarSettings(ImageSettings):
+    """CIFAR through torchvision; `root` or the environment variable GROWKIT_DATA says where it lies."""
+
+    root: str | None = None
+    download: bool = False
+    augment: AugmentSettings = AugmentSettings(crop=4, flip=True)
+
+
+class Cifar10Settings(CifarSettings):
+    """CIFAR-10: 50 000 + 10 000 images, 32x32x3, 10 classes (Krizhevsky, 2009)."""
+
+    name: Literal["cifar10"] = "cifar10"
+
+
+class Cifar100Settings(CifarSettings):
+    """CIFAR-100: 50 000 + 10 000 images, 32x32x3, 100 classes (Krizhevsky, 2009)."""
+
+    name: Literal["cifar100"] = "cifar100"
+
+
+class NpzSettings(ImageSettings):
+    """A NumPy archive with `train_images`, `train_labels` and optionally `test_images`, `test_labels`.
+
+    Images are uint8 [N, H, W, C] or [N, H, W]; features may be float [N, D]. Labels are integers [N].
+    """
+
+    name: Literal["npz"] = "npz"
+    path: str
+
+
+class TeacherSettings(DataSettings):
+    """Gaussian inputs labelled by a random teacher network (the MLP experiment of Evci et al., ICLR 2022).
+
+    widths: the teacher's layers, input first, output last; weights are drawn from U(-1, 1), hidden units are ReLU.
+    """
+
+    name: Literal["teacher"] = "teacher"
+    widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=2)] = (20, 10, 10)
+    samples: Annotated[int, Field(ge=10)] = 1000
+    teacher_seed: Annotated[int, Field(ge=0)] = 0
+
+
+AnyData = named(DigitsSettings | Cifar10Settings | Cifar100Settings | NpzSettings | TeacherSettings, default="digits")

@@ -1,0 +1,152 @@
+"""Settings of growth: when, where, how many, how; and where it stops."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from growkit.config.base import Settings, named
+
+__all__ = [
+    "AllSitesSettings",
+    "AnyAllocator",
+    "AnyInitializer",
+    "AnySelector",
+    "AnyTrigger",
+    "BudgetSettings",
+    "FixedSettings",
+    "FractionOfSeedSettings",
+    "GradMaxSettings",
+    "GrowthSettings",
+    "NeverSettings",
+    "PeriodicSettings",
+    "RandomSettings",
+    "RoundRobinSettings",
+    "ZeroSettings",
+]
+
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class NeverSettings(Settings):
+    """Never grow."""
+
+    name: Literal["never"] = "never"
+
+
+class PeriodicSettings(Settings):
+    """Grow at `start`, then every `every`, counted in optimizer steps or in epochs; at most `events` times (null: no limit)."""
+
+    name: Literal["periodic"] = "periodic"
+    start: Annotated[int, Field(ge=1)] = 5
+    every: Annotated[int, Field(ge=1)] = 5
+    events: Annotated[int, Field(ge=1)] | None = None
+    unit: Literal["steps", "epochs"] = "epochs"
+
+
+AnyTrigger = named(NeverSettings | PeriodicSettings, default="periodic")
+
+
+class AllSitesSettings(Settings):
+    """Every site grows at every event."""
+
+    name: Literal["all"] = "all"
+
+
+class RoundRobinSettings(Settings):
+    """`sites_per_event` sites grow at each event, in the order of the graph, then from the start again."""
+
+    name: Literal["round_robin"] = "round_robin"
+    sites_per_event: Annotated[int, Field(ge=1)] = 1
+
+
+AnySelector = named(AllSitesSettings | RoundRobinSettings, default="all")
+
+
+class FractionOfSeedSettings(Settings):
+    """Each event adds `fraction` of the site's seed width, at least one unit (0.25: Evci et al. 2022)."""
+
+    name: Literal["fraction_of_seed"] = "fraction_of_seed"
+    fraction: Positive = 0.25
+
+
+class FixedSettings(Settings):
+    """Each event adds `units` units."""
+
+    name: Literal["fixed"] = "fixed"
+    units: Annotated[int, Field(ge=1)] = 1
+
+
+AnyAllocator = named(FractionOfSeedSettings | FixedSettings, default="fraction_of_seed")
+
+Form = Literal["auto", "zero_fan_in", "zero_fan_out"]
+
+
+class InitializerSettings(Settings):
+    """What every initializer shares.
+
+    scale: norm of a new slice, relative to the mean norm of the existing slices of the same tensor (norm: mean) or
+    absolute (norm: fixed). form: which side of the new units is zero, so that the function is kept. `auto` takes the
+    initializer's own form where the site allows it, else the other one, and every growth event records which and why.
+    """
+
+    scale: Positive = 1.0
+    norm: Literal["mean", "fixed"] = "mean"
+    form: Form = "auto"
+
+
+class GradMaxSettings(InitializerSettings):
+    """GradMax (Evci et al., ICLR 2022): the new fan-out maximises the gradient norm of the new, zero fan-in.
+
+    scale 0.5 and mean norm are the released CIFAR and ImageNet settings. batch_size: samples of the one batch the
+    gradient matrix is measured on. beyond_rank: what fills units beyond the rank of that matrix.
+    """
+
+    name: Literal["gradmax"] = "gradmax"
+    scale: Positive = 0.5
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    beyond_rank: Literal["random", "error"] = "error"
+
+
+class RandomSettings(InitializerSettings):
+    """Gaussian directions on one side, zero on the other: the fair baseline of GradMax."""
+
+    name: Literal["random"] = "random"
+    scale: Positive = 0.5
+
+
+class ZeroSettings(InitializerSettings):
+    """Zero fan-out, Gaussian fan-in: the plain function-preserving widening."""
+
+    name: Literal["zero"] = "zero"
+    form: Literal["auto", "zero_fan_out"] = "auto"  # type: ignore[assignment]
+
+
+AnyInitializer = named(GradMaxSettings | RandomSettings | ZeroSettings, default="gradmax")
+
+
+class BudgetSettings(Settings):
+    """No event may take the model beyond these; null is no limit. flops: forward, per sample, 2 x MAC."""
+
+    params: Annotated[int, Field(ge=1)] | None = None
+    flops: Annotated[int, Field(ge=1)] | None = None
+
+
+class GrowthSettings(Settings):
+    """The four questions, and the limits.
+
+    target: each site's final width: a multiple of its seed width, or widths by pattern of site names. sites: patterns
+    of the sites that may grow. fallback: what initialises sites the initializer cannot serve; null refuses them.
+    tolerance: largest relative change of the outputs (fp32) that an event may cause.
+    """
+
+    when: AnyTrigger = PeriodicSettings()
+    where: AnySelector = AllSitesSettings()
+    how_many: AnyAllocator = FractionOfSeedSettings()
+    initializer: AnyInitializer = GradMaxSettings()
+    fallback: AnyInitializer | None = None
+    target: Annotated[float, Field(gt=0.0)] | dict[str, Annotated[int, Field(ge=1)]] = 4.0
+    sites: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("*",)
+    budget: BudgetSettings = BudgetSettings()
+    tolerance: Positive = 1e-5

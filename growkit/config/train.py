@@ -1,0 +1,106 @@
+"""Settings of a train stage: optimizer, schedule, precision."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from growkit.config.base import Settings, named
+
+__all__ = [
+    "AdamSettings",
+    "AdamWSettings",
+    "AnyOptimizer",
+    "AnySchedule",
+    "ConstantSettings",
+    "CosineSettings",
+    "SGDSettings",
+    "StepSettings",
+    "TrainSettings",
+]
+
+LearningRate = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class SGDSettings(Settings):
+    """Stochastic gradient descent (torch.optim.SGD)."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: LearningRate = 0.1
+    momentum: Beta = 0.9
+    nesterov: bool = True
+    weight_decay: NonNegative = 5e-4
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SGDSettings:
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov needs momentum > 0, got momentum 0; set nesterov: false")
+        return self
+
+
+class AdamSettings(Settings):
+    """Adam (Kingma and Ba, 2015), torch.optim.Adam."""
+
+    name: Literal["adam"] = "adam"
+    lr: LearningRate = 1e-3
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    weight_decay: NonNegative = 0.0
+
+
+class AdamWSettings(AdamSettings):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), torch.optim.AdamW."""
+
+    name: Literal["adamw"] = "adamw"  # type: ignore[assignment]
+    weight_decay: NonNegative = 1e-2
+
+
+AnyOptimizer = named(SGDSettings | AdamSettings | AdamWSettings, default="sgd")
+
+
+class ScheduleSettings(Settings):
+    """Every schedule may start with a linear warm-up from 0, counted in epochs."""
+
+    warmup_epochs: NonNegative = 0.0
+
+
+class ConstantSettings(ScheduleSettings):
+    """The learning rate stays as it is."""
+
+    name: Literal["constant"] = "constant"
+
+
+class CosineSettings(ScheduleSettings):
+    """Half a cosine from the learning rate to `final` times it over the whole run (Loshchilov and Hutter, 2017)."""
+
+    name: Literal["cosine"] = "cosine"
+    final: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+
+
+class StepSettings(ScheduleSettings):
+    """Multiply by `factor` at each milestone, a share of the whole run."""
+
+    name: Literal["step"] = "step"
+    milestones: Annotated[
+        tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...], Field(strict=False, min_length=1)
+    ] = (0.3, 0.6, 0.8)
+    factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+
+
+AnySchedule = named(ConstantSettings | CosineSettings | StepSettings, default="cosine")
+
+
+class TrainSettings(Settings):
+    """How a stage trains. precision auto: bf16 and channels-last where the device has native bf16, else fp32."""
+
+    epochs: Annotated[int, Field(ge=1)] = 30
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    optimizer: AnyOptimizer = SGDSettings()
+    schedule: AnySchedule = CosineSettings()
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,1 +1,71 @@
-"""growkit grows neural networks."""
+"""growkit grows neural networks: when, where and by how much to widen any PyTorch module.
+
+Importing this package is cheap: torch is imported when a name that needs it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from growkit.api import Grown, grow, widen
+    from growkit.checkpoint import load
+    from growkit.config import Config, load_config
+    from growkit.errors import (
+        ConfigError,
+        DataError,
+        GrowkitError,
+        GrowthRefused,
+        ModelError,
+        SurgeryError,
+        TrainingError,
+        UserInputError,
+    )
+    from growkit.graph import GrowthSite, Refusal, Sites, find_sites
+    from growkit.pipeline import RunResult, run
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DataError",
+    "GrowkitError",
+    "Grown",
+    "GrowthRefused",
+    "GrowthSite",
+    "ModelError",
+    "Refusal",
+    "RunResult",
+    "Sites",
+    "SurgeryError",
+    "TrainingError",
+    "UserInputError",
+    "find_sites",
+    "grow",
+    "load",
+    "load_config",
+    "run",
+    "widen",
+]
+
+_HOMES = {
+    "growkit.api": ("Grown", "grow", "widen"),
+    "growkit.checkpoint": ("load",),
+    "growkit.config": ("Config", "load_config"),
+    "growkit.errors": tuple(name for name in __all__ if name.endswith(("Error", "Refused"))),
+    "growkit.graph": ("GrowthSite", "Refusal", "Sites", "find_sites"),
+    "growkit.pipeline": ("RunResult", "run"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'growkit' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from growkit.config.base import Fraction, Settings, named
+from growkit.config.base import BY_NAME, Fraction, Settings, named
 
 __all__ = [
-    "AugmentSettings",
     "AnyData",
+    "AugmentSettings",
     "Cifar10Settings",
     "Cifar100Settings",
     "DataSettings",
@@ -24,8 +24,9 @@ __all__ = [
 class SplitSettings(Settings):
     """Shares of the five splits; train is what remains.
 
-    `test` null takes the data set's own test split, or 20 % where it has none. The other shares are of what is left
-    after test: validate steers growth and tuning, diagnose serves diagnosis, accept is read once by the refinement gate.
+    test: null takes the data set's own test split, or 20 % where it has none. validate: share of what is left after
+    test; steers growth and tuning. diagnose: share of the same; serves diagnosis. accept: share of the same; read once,
+    by the refinement gate.
     """
 
     test: Fraction | None = None
@@ -54,9 +55,12 @@ class AugmentSettings(Settings):
 
 
 class DataSettings(Settings):
-    """What every source shares: how much of it, and how it is split."""
+    """What every source shares: how much of it, and how it is split.
 
-    limit: Annotated[int, Field(ge=10)] | None = None  # samples kept before splitting, stratified; test is untouched
+    limit: samples kept before splitting, stratified; test is untouched. split_seed: fixes who is in which split.
+    """
+
+    limit: Annotated[int, Field(ge=10)] | None = None
     split_seed: Annotated[int, Field(ge=0)] = 0
     split: SplitSettings = SplitSettings()
 
@@ -75,7 +79,10 @@ class DigitsSettings(ImageSettings):
 
 
 class CifarSettings(ImageSettings):
-    """CIFAR through torchvision; `root` or the environment variable GROWKIT_DATA says where it lies."""
+    """CIFAR through torchvision.
+
+    root: the folder it lies in; null takes the environment variable GROWKIT_DATA. download: fetch it if it is missing.
+    """
 
     root: str | None = None
     download: bool = False
@@ -98,6 +105,7 @@ class NpzSettings(ImageSettings):
     """A NumPy archive with `train_images`, `train_labels` and optionally `test_images`, `test_labels`.
 
     Images are uint8 [N, H, W, C] or [N, H, W]; features may be float [N, D]. Labels are integers [N].
+    path: the archive.
     """
 
     name: Literal["npz"] = "npz"
@@ -116,4 +124,6 @@ class TeacherSettings(DataSettings):
     teacher_seed: Annotated[int, Field(ge=0)] = 0
 
 
-AnyData = named(DigitsSettings | Cifar10Settings | Cifar100Settings | NpzSettings | TeacherSettings, default="digits")
+AnyData = Annotated[
+    DigitsSettings | Cifar10Settings | Cifar100Settings | NpzSettings | TeacherSettings, BY_NAME, named("digits")
+]

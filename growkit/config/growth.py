@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from growkit.config.base import Settings, named
+from growkit.config.base import BY_NAME, Settings, named
 
 __all__ = [
     "AllSitesSettings",
@@ -36,7 +36,11 @@ class NeverSettings(Settings):
 
 
 class PeriodicSettings(Settings):
-    """Grow at `start`, then every `every`, counted in optimizer steps or in epochs; at most `events` times (null: no limit)."""
+    """Grow at `start`, then again and again.
+
+    start: when the first event is. every: how long from one event to the next. events: how many at most; null is no
+    limit. unit: what start and every count, optimizer steps or epochs.
+    """
 
     name: Literal["periodic"] = "periodic"
     start: Annotated[int, Field(ge=1)] = 5
@@ -45,7 +49,7 @@ class PeriodicSettings(Settings):
     unit: Literal["steps", "epochs"] = "epochs"
 
 
-AnyTrigger = named(NeverSettings | PeriodicSettings, default="periodic")
+AnyTrigger = Annotated[NeverSettings | PeriodicSettings, BY_NAME, named("periodic")]
 
 
 class AllSitesSettings(Settings):
@@ -61,7 +65,7 @@ class RoundRobinSettings(Settings):
     sites_per_event: Annotated[int, Field(ge=1)] = 1
 
 
-AnySelector = named(AllSitesSettings | RoundRobinSettings, default="all")
+AnySelector = Annotated[AllSitesSettings | RoundRobinSettings, BY_NAME, named("all")]
 
 
 class FractionOfSeedSettings(Settings):
@@ -78,7 +82,7 @@ class FixedSettings(Settings):
     units: Annotated[int, Field(ge=1)] = 1
 
 
-AnyAllocator = named(FractionOfSeedSettings | FixedSettings, default="fraction_of_seed")
+AnyAllocator = Annotated[FractionOfSeedSettings | FixedSettings, BY_NAME, named("fraction_of_seed")]
 
 Form = Literal["auto", "zero_fan_in", "zero_fan_out"]
 
@@ -100,13 +104,14 @@ class GradMaxSettings(InitializerSettings):
     """GradMax (Evci et al., ICLR 2022): the new fan-out maximises the gradient norm of the new, zero fan-in.
 
     scale 0.5 and mean norm are the released CIFAR and ImageNet settings. batch_size: samples of the one batch the
-    gradient matrix is measured on. beyond_rank: what fills units beyond the rank of that matrix.
+    gradient matrix is measured on. beyond_rank: what fills units beyond the rank of that matrix (the event says how
+    many).
     """
 
     name: Literal["gradmax"] = "gradmax"
     scale: Positive = 0.5
     batch_size: Annotated[int, Field(ge=1)] = 128
-    beyond_rank: Literal["random", "error"] = "error"
+    beyond_rank: Literal["random", "error"] = "random"
 
 
 class RandomSettings(InitializerSettings):
@@ -123,19 +128,32 @@ class ZeroSettings(InitializerSettings):
     form: Literal["auto", "zero_fan_out"] = "auto"  # type: ignore[assignment]
 
 
-AnyInitializer = named(GradMaxSettings | RandomSettings | ZeroSettings, default="gradmax")
+AnyInitializer = Annotated[GradMaxSettings | RandomSettings | ZeroSettings, BY_NAME, named("gradmax")]
 
 
 class BudgetSettings(Settings):
-    """No event may take the model beyond these; null is no limit. flops: forward, per sample, 2 x MAC."""
+    """No event may take the model beyond these; null is no limit.
+
+    params: parameters of the model. flops: forward, per sample, 2 x MAC.
+    """
 
     params: Annotated[int, Field(ge=1)] | None = None
     flops: Annotated[int, Field(ge=1)] | None = None
 
 
+def _is_multiple(target: float) -> float:
+    if target < 1.0:
+        raise ValueError(f"must be >= 1 (a multiple of the seed width), got {target:g}")
+    return target
+
+
+Multiple = Annotated[float, AfterValidator(_is_multiple), Field(json_schema_extra={"minimum": 1})]
+
+
 class GrowthSettings(Settings):
     """The four questions, and the limits.
 
+    when: the trigger. where: the sites of an event. how_many: units a site gets. initializer: how they start.
     target: each site's final width: a multiple of its seed width, or widths by pattern of site names. sites: patterns
     of the sites that may grow. fallback: what initialises sites the initializer cannot serve; null refuses them.
     tolerance: largest relative change of the outputs (fp32) that an event may cause.
@@ -146,7 +164,7 @@ class GrowthSettings(Settings):
     how_many: AnyAllocator = FractionOfSeedSettings()
     initializer: AnyInitializer = GradMaxSettings()
     fallback: AnyInitializer | None = None
-    target: Annotated[float, Field(gt=0.0)] | dict[str, Annotated[int, Field(ge=1)]] = 4.0
+    target: Multiple | dict[str, Annotated[int, Field(ge=1)]] = 4.0
     sites: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("*",)
     budget: BudgetSettings = BudgetSettings()
     tolerance: Positive = 1e-5

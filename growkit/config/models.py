@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag
 
-from growkit.config.base import Settings
+from growkit.config.base import Settings, named
 
 __all__ = ["AnyModel", "CallableModelSettings", "MlpSettings", "ModelSettings", "VggSettings", "WrnSettings"]
 
@@ -25,9 +26,10 @@ class ModelSettings(Settings):
 
 
 class MlpSettings(ModelSettings):
-    """A multi-layer perceptron; `hidden` lists the widths of the hidden layers.
+    """A multi-layer perceptron.
 
-    relu has slope 1 at 0 here (subgradient, as in Evci et al. 2022), so that units born with zero fan-in can learn.
+    hidden: the widths of the hidden layers. activation: relu has slope 1 at 0 here (subgradient, as in Evci et al.
+    2022), so that units born with zero fan-in can learn.
     """
 
     name: Literal["mlp"] = "mlp"
@@ -38,9 +40,10 @@ class MlpSettings(ModelSettings):
 
 
 class VggSettings(ModelSettings):
-    """VGG-11 as in the GradMax experiments (Evci et al. 2022): no pooling, stride 2 opens each later stage, no dense head.
+    """VGG-11 as in the GradMax experiments (Evci et al. 2022): strides instead of pooling, no dense head.
 
-    width scales every hidden convolution (64, 128, 256, 256, 512 x 4); 0.25 is the published seed.
+    Stride 2 opens each later stage. width: scales every hidden convolution (64, 128, 256, 256, 512 x 4); 0.25 is the
+    published seed.
     """
 
     name: Literal["vgg"] = "vgg"
@@ -52,6 +55,12 @@ class VggSettings(ModelSettings):
         return self.model_copy(update={"width": 1.0})
 
 
+def _is_6n_plus_4(depth: int) -> int:
+    if depth < 10 or (depth - 4) % 6:
+        raise ValueError(f"must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40, ...), got {depth}")
+    return depth
+
+
 class WrnSettings(ModelSettings):
     """Wide residual network WRN-depth-width (Zagoruyko and Komodakis, 2016), pre-activation, 3 groups.
 
@@ -60,27 +69,33 @@ class WrnSettings(ModelSettings):
     """
 
     name: Literal["wrn"] = "wrn"
-    depth: int = 16
+    depth: Annotated[int, AfterValidator(_is_6n_plus_4)] = 16
     width: Annotated[int, Field(ge=1)] = 1
     block_width: Share = 1.0
     norm: Norm = "none"
-
-    @model_validator(mode="after")
-    def _depth_is_6n_plus_4(self) -> WrnSettings:
-        if self.depth < 10 or (self.depth - 4) % 6:
-            raise ValueError(f"depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40, ...), got {self.depth}")
-        return self
 
     def full(self) -> WrnSettings:
         """The same network with its blocks at full width."""
         return self.model_copy(update={"block_width": 1.0})
 
 
-class CallableModelSettings(ModelSettings):
-    """Any callable `package.module:callable` that returns an nn.Module, called with the keyword arguments `args`."""
+CALLABLE_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
-    args: dict[str, Any] = {}
+
+def _is_callable_path(name: str) -> str:
+    if not re.fullmatch(CALLABLE_PATH, name):
+        raise ValueError(f"must be package.module:callable, got {name!r}")
+    return name
+
+
+class CallableModelSettings(ModelSettings):
+    """Any callable `package.module:callable` that returns an nn.Module.
+
+    args: the keyword arguments it is called with.
+    """
+
+    name: Annotated[str, AfterValidator(_is_callable_path), Field(json_schema_extra={"pattern": CALLABLE_PATH})]
+    args: dict[str, JsonValue] = {}
 
 
 def _kind(value: Any) -> str | None:
@@ -88,17 +103,11 @@ def _kind(value: Any) -> str | None:
     return "callable" if isinstance(name, str) and ":" in name else name
 
 
-def _name_alone(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 AnyModel = Annotated[
-    Annotated[
-        Annotated[MlpSettings, Tag("mlp")]
-        | Annotated[VggSettings, Tag("vgg")]
-        | Annotated[WrnSettings, Tag("wrn")]
-        | Annotated[CallableModelSettings, Tag("callable")],
-        Discriminator(_kind),
-    ],
-    BeforeValidator(_name_alone),
+    Annotated[MlpSettings, Tag("mlp")]
+    | Annotated[VggSettings, Tag("vgg")]
+    | Annotated[WrnSettings, Tag("wrn")]
+    | Annotated[CallableModelSettings, Tag("callable")],
+    Discriminator(_kind),
+    named("wrn"),
 ]

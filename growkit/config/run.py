@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from growkit.config.base import Settings
 from growkit.config.data import AnyData, DigitsSettings
@@ -15,17 +16,34 @@ from growkit.config.train import TrainSettings
 __all__ = ["Config", "RunSettings"]
 
 
+FOLDER_NAME = r"^[\w.-]+$"
+
+
+def _is_folder_name(name: str) -> str:
+    if not re.fullmatch(FOLDER_NAME, name) or not name.strip("."):
+        raise ValueError(f"must be a folder name of letters, digits, '.', '_' and '-', got {name!r}")
+    return name
+
+
 class RunSettings(Settings):
-    """Where a run is written: `root/name/STAMP`. name null takes the name of the configuration file."""
+    """Where a run is written: `root/name/STAMP`.
+
+    root: the folder of all runs. name: null takes the name of the configuration file. tensorboard: write event files.
+    """
 
     root: str = "runs"
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
+    name: Annotated[str, AfterValidator(_is_folder_name), Field(json_schema_extra={"pattern": FOLDER_NAME})] | None = (
+        None
+    )
     tensorboard: bool = True
 
 
 class Config(Settings):
-    """A run. control trains a baseline instead of growing, for the training FLOPs that the growth plan would spend:
-    `seed` the ungrown seed, `full` the full-width network from scratch.
+    """A run: its data, its seed model, how that trains and how it grows.
+
+    version: of this format. seed: of every random stream. control: trains a baseline instead of growing, for the
+    training FLOPs that the growth plan would spend: `seed` the ungrown seed, `full` the full-width network from
+    scratch.
     """
 
     version: Literal[1] = 1

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from growkit.config.base import Settings, named
+from growkit.config.base import BY_NAME, Settings, named
 
 __all__ = [
     "AdamSettings",
@@ -22,6 +22,7 @@ __all__ = [
 
 LearningRate = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
+Milestone = Annotated[float, Field(gt=0.0, lt=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -59,11 +60,14 @@ class AdamWSettings(AdamSettings):
     weight_decay: NonNegative = 1e-2
 
 
-AnyOptimizer = named(SGDSettings | AdamSettings | AdamWSettings, default="sgd")
+AnyOptimizer = Annotated[SGDSettings | AdamSettings | AdamWSettings, BY_NAME, named("sgd")]
 
 
 class ScheduleSettings(Settings):
-    """Every schedule may start with a linear warm-up from 0, counted in epochs."""
+    """Every schedule may start with a linear warm-up from 0.
+
+    warmup_epochs: its length; 0 is none.
+    """
 
     warmup_epochs: NonNegative = 0.0
 
@@ -75,27 +79,35 @@ class ConstantSettings(ScheduleSettings):
 
 
 class CosineSettings(ScheduleSettings):
-    """Half a cosine from the learning rate to `final` times it over the whole run (Loshchilov and Hutter, 2017)."""
+    """Half a cosine over the whole run (Loshchilov and Hutter, 2017).
+
+    final: the share of the learning rate that is left at the end.
+    """
 
     name: Literal["cosine"] = "cosine"
     final: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
 
 class StepSettings(ScheduleSettings):
-    """Multiply by `factor` at each milestone, a share of the whole run."""
+    """The learning rate falls at each milestone.
+
+    milestones: shares of the whole run. factor: what the rate is multiplied by.
+    """
 
     name: Literal["step"] = "step"
-    milestones: Annotated[
-        tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...], Field(strict=False, min_length=1)
-    ] = (0.3, 0.6, 0.8)
+    milestones: Annotated[tuple[Milestone, ...], Field(strict=False, min_length=1)] = (0.3, 0.6, 0.8)
     factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
 
 
-AnySchedule = named(ConstantSettings | CosineSettings | StepSettings, default="cosine")
+AnySchedule = Annotated[ConstantSettings | CosineSettings | StepSettings, BY_NAME, named("cosine")]
 
 
 class TrainSettings(Settings):
-    """How a stage trains. precision auto: bf16 and channels-last where the device has native bf16, else fp32."""
+    """How a stage trains.
+
+    epochs: of the whole run, all stages together. precision: auto is bf16 and channels-last where the device has native
+    bf16, else fp32. device: auto is cuda where there is one, else cpu.
+    """
 
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=1)] = 128

@@ -1,0 +1,153 @@
+"""The Python door: grow a live module on data held in memory, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from growkit.config import Config, config_from_overrides, load_config
+from growkit.config.data import AugmentSettings, SplitSettings
+from growkit.config.growth import RandomSettings, ZeroSettings
+from growkit.data import data_from_user
+from growkit.errors import GrowthRefused, UserInputError
+from growkit.graph import GrowthSite
+from growkit.growth.base import History
+from growkit.growth.controller import GrowthEvent
+from growkit.growth.initializers import build_initializer
+from growkit.growth.statistics import Measurement
+from growkit.pipeline import Stage, run
+from growkit.report import Observer
+from growkit.surgery import Edit, Extension, Growth, Inputs
+from growkit.surgery import grow as operate
+
+__all__ = ["Grown", "grow", "widen"]
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A grown model and how it came about.
+
+    Attributes:
+        model: the module that was given, grown in place and trained, in eval mode: plain torch, nothing wrapped.
+        result: scores, sizes and costs, as in result.json. stages: the training between growth events.
+        events: every growth event. history: epochs and growths. refusals: "name: reason" of widths that may not grow.
+        folder: the run folder, None where none was asked for.
+    """
+
+    model: nn.Module
+    result: Mapping[str, Any]
+    stages: Sequence[Stage]
+    events: Sequence[GrowthEvent]
+    history: History
+    refusals: Sequence[str]
+    folder: Path | None
+
+
+def grow(
+    model: nn.Module,
+    train: Any,
+    validate: Any = None,
+    test: Any = None,
+    *,
+    budget: Mapping[str, int] | None = None,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+    split: Mapping[str, float] | None = None,
+    augment: Mapping[str, Any] | None = None,
+    root: str | Path | None = None,
+    observers: Sequence[Observer] | None = None,
+) -> Grown:
+    """Train `model` and grow it on the way, in place.
+
+    Args:
+        model: any module that maps a batch of inputs to [B, classes] logits or [B, K] values.
+        train, validate, test: (inputs, targets) of tensors or arrays, a torch Dataset or a DataLoader; integer targets
+            mean classification. What is not given is split off `train` (see `split`).
+        budget: {"params": ..., "flops": ...} that no event may exceed.
+        config: settings as {"train.epochs": 20, "growth.target": 2.0}, a YAML file, or a Config; its `model` and `data`
+            are not used. The defaults are those of the settings classes.
+        split: shares of the five splits, such as {"validate": 0.2, "diagnose": 0.0, "accept": 0.0}. augment: settings of
+            image augmentation, such as {"flip": True}.
+        root: folder under which a run folder is written; None writes nothing.
+        observers: who watches; None prints to the terminal, () is silent.
+
+    Raises:
+        UserInputError: something does not fit; the model is as it was.
+
+    Example:
+        >>> import torch, growkit
+        >>> x, y = torch.randn(200, 4), torch.randint(0, 2, (200,))
+        >>> seed = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+        >>> grown = growkit.grow(seed, (x, y), config={"train.epochs": 3, "growth.when.start": 1}, observers=())
+        >>> grown.model[0].out_features > 3
+        True
+    """
+    settings = _settings(config, budget, root)
+    data = data_from_user(
+        train,
+        validate,
+        test,
+        split=SplitSettings.model_validate(dict(split or {})),
+        split_seed=settings.data.split_seed,
+        augment=AugmentSettings.model_validate(dict(augment or {})),
+    )
+    outcome = run(settings, model=model, data=data, observers=observers, writes=root is not None)
+    return Grown(
+        model=outcome.model,
+        result=outcome.result,
+        stages=outcome.stages,
+        events=outcome.events,
+        history=outcome.history,
+        refusals=[f"{refusal.name}: {refusal.reason}" for refusal in outcome.refusals],
+        folder=outcome.folder,
+    )
+
+
+def _settings(config: Config | Mapping[str, Any] | str | Path | None, budget: Mapping[str, int] | None, root: str | Path | None) -> Config:
+    if isinstance(config, str | Path):
+        config = load_config(config)
+    base = config if isinstance(config, Config) else config_from_overrides(config or {})
+    extra: dict[str, Any] = {}
+    if budget is not None:
+        extra["growth.budget"] = dict(budget)
+    if root is not None:
+        extra["run.root"] = str(root)
+    return config_from_overrides(extra, base=base) if extra else base
+
+
+def widen(
+    model: nn.Module,
+    site: GrowthSite,
+    num_new: int,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    initializer: str = "zero",
+    seed: int = 0,
+) -> Edit:
+    """Widen one site of `model` in place; `optimizer`'s state grows along. `.undo()` takes it back.
+
+    Args:
+        site: from `growkit.find_sites(model, example)`. num_new: units to add.
+        initializer: "zero" (Gaussian fan-in, zero fan-out) or "random" (the same by measured choice is part of
+            `growkit.grow`; here, without data, its zero fan-out form). Both keep the function.
+        seed: of the Gaussian directions.
+
+    Raises:
+        UserInputError: an initializer that needs data. GrowthRefused: the model is wrapped, or num_new < 1.
+    """
+    settings = {"zero": ZeroSettings(), "random": RandomSettings(form="zero_fan_out")}.get(initializer)
+    if settings is None:
+        raise UserInputError(f"widen's initializer must be 'zero' or 'random', got {initializer!r}; those that need data, such as gradmax, run in growkit.grow")
+    if num_new < 1:
+        raise GrowthRefused(f"{site.name} must grow by at least 1 unit, got {num_new}")
+    nothing = Measurement(model, _no_loss, Inputs(), torch.empty(0), (site,))
+    extended = build_initializer(settings).extend(site, num_new, nothing, torch.Generator().manual_seed(seed))
+    return operate(model, [Growth(site, num_new, Extension(extended.values))], optimizer=optimizer)
+
+
+def _no_loss(outputs: Any, targets: Tensor) -> Tensor:
+    raise AssertionError("an initializer without data asked for a loss")

@@ -1,0 +1,161 @@
+"""A grown model on disk: weights in safetensors, architecture in JSON; it comes back without pickle.
+
+The architecture record holds how the seed was made and every edit since. Loading builds the seed, replays the edits,
+which restores the structure, and then reads the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as write_tensors
+from torch import Tensor, nn
+
+from growkit.config.models import AnyModel, CallableModelSettings, ModelSettings
+from growkit.errors import UserInputError
+from growkit.models import build_model
+from growkit.report import write_atomically
+from growkit.rng import isolated
+from growkit.surgery import EditRecord, replay
+
+__all__ = ["ARCHITECTURE_VERSION", "Architecture", "load", "load_model", "save_model"]
+
+ARCHITECTURE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to rebuild a model's structure.
+
+    Attributes:
+        seed: settings of the seed model; None where the run started from a live module, which must then be given again.
+        seed_class: name of the live module's class, for messages.
+        input_shape, num_outputs: what the seed was built for.
+        channels_last: memory layout of the weights; it decides the order of summation, and with it the last bits.
+        edits: every edit since the seed, in order.
+    """
+
+    seed: ModelSettings | None
+    seed_class: str
+    input_shape: tuple[int, ...]
+    num_outputs: int
+    channels_last: bool
+    edits: Sequence[EditRecord]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form, with a version field (docs/formats.md)."""
+        return {
+            "version": ARCHITECTURE_VERSION,
+            "seed": None if self.seed is None else self.seed.model_dump(mode="json", by_alias=True),
+            "seed_class": self.seed_class,
+            "input_shape": list(self.input_shape),
+            "num_outputs": self.num_outputs,
+            "channels_last": self.channels_last,
+            "edits": [edit.to_json() for edit in self.edits],
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any], where: Path) -> Architecture:
+        """Read what `to_json` wrote.
+
+        Raises:
+            UserInputError: another version, or not such a record.
+        """
+        if record.get("version") != ARCHITECTURE_VERSION:
+            raise UserInputError(f"{where}: version must be {ARCHITECTURE_VERSION}, got {record.get('version')!r}; another version of growkit wrote it")
+        try:
+            seed = None if record["seed"] is None else TypeAdapter(AnyModel).validate_python(record["seed"])
+            edits = tuple(EditRecord.from_json(edit) for edit in record["edits"])
+            shape = tuple(record["input_shape"])
+            return cls(seed, record["seed_class"], shape, record["num_outputs"], record["channels_last"], edits)
+        except (KeyError, TypeError, ValidationError) as error:
+            raise UserInputError(f"{where} must be an architecture record, got one that is damaged: {error}") from error
+
+
+def save_model(folder: Path, model: nn.Module, architecture: Architecture) -> None:
+    """Write `weights.safetensors` and `architecture.json` into `folder`, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # a copy each: safetensors refuses tensors that share memory, as tied weights do
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    write_atomically(folder / "weights.safetensors", write_tensors(tensors))
+    write_atomically(folder / "architecture.json", json.dumps(architecture.to_json()).encode())
+
+
+def load(run_dir: str | Path, stage: str | int = "final", *, seed_model: nn.Module | None = None, trust: bool = False) -> nn.Module:
+    """The model of a run, on the CPU in eval mode, bit-equal to what was saved.
+
+    Args:
+        run_dir: the run folder. stage: "final", or the number of a train stage, from 0.
+        seed_model: the seed, for runs that started from a live module; it is grown and filled in place.
+        trust: allow importing the user's code that a `package.module:callable` model names.
+
+    Raises:
+        UserInputError: no such run or stage, a damaged file, or a seed that is missing or does not fit.
+    """
+    run = Path(run_dir)
+    folder = run / "model" if stage == "final" else run / "stages" / f"{int(stage):03d}"
+    if not (folder / "architecture.json").is_file():
+        saved = sorted(path.name for path in (run / "stages").glob("*")) if (run / "stages").is_dir() else []
+        raise UserInputError(
+            f"{run}: a run folder must hold a saved model, got none for stage {stage!r}"
+            + (f"; there are stages {', '.join(str(int(name)) for name in saved)}" if saved else "; is it a run folder?")
+        )
+    return load_model(folder, seed_model=seed_model, trust=trust)
+
+
+def load_model(folder: Path, *, seed_model: nn.Module | None = None, trust: bool = False) -> nn.Module:
+    """The model saved in `folder`; see `load`."""
+    try:
+        record = json.loads((folder / "architecture.json").read_text())
+        tensors = read_tensors((folder / "weights.safetensors").read_bytes())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserInputError(f"{folder} must hold architecture.json and weights.safetensors, got: {error}") from error
+    architecture = Architecture.from_json(record, folder / "architecture.json")
+    model = _seed(architecture, seed_model, trust)
+    replay(model, architecture.edits)
+    _fill(model, tensors, folder)
+    if architecture.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval()
+
+
+def _seed(architecture: Architecture, seed_model: nn.Module | None, trust: bool) -> nn.Module:
+    if architecture.seed is None:
+        if seed_model is None:
+            raise UserInputError(
+                f"this run grew a live module ({architecture.seed_class}), which no file can rebuild; "
+                "give the seed again: load(run_dir, seed_model=...)"
+            )
+        return seed_model
+    if seed_model is not None:
+        return seed_model
+    if isinstance(architecture.seed, CallableModelSettings) and not trust:
+        raise UserInputError(
+            f"loading this model imports your code {architecture.seed.name!r}; allow it with load(run_dir, trust=True)"
+        )
+    with isolated():
+        return build_model(architecture.seed, architecture.input_shape, architecture.num_outputs)
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    state = model.state_dict()
+    problems = [f"{name} is missing from the file" for name in state.keys() - tensors.keys()]
+    problems += [f"{name} is in the file only" for name in tensors.keys() - state.keys()]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)} in the model and {tuple(tensors[name].shape)} in the file"
+        for name in state.keys() & tensors.keys()
+        if state[name].shape != tensors[name].shape
+    ]
+    if problems:
+        raise UserInputError(f"{folder}/weights.safetensors must fit the model, but " + "; ".join(sorted(problems)[:8]))
+    for name, tensor in state.items():
+        tensor.copy_(tensors[name])

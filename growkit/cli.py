@@ -1,0 +1,119 @@
+"""The command line. Settings are read and checked before torch is imported; bad input ends with one message and code 2."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+import growkit
+from growkit.config import Config, dump_config, json_schema, load_config
+from growkit.errors import ConfigError, GrowkitError
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="growkit",
+    help="Grow neural networks: train a seed, widen it where and when it pays, keep the function at every step.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn growkit's errors into one message and their exit code; any other exception is a fault of growkit's own."""
+
+    @functools.wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except GrowkitError as error:
+            typer.echo(f"growkit: {_message(error)}", err=True)
+            raise typer.Exit(error.exit_code) from None
+
+    return guarded
+
+
+def _message(error: GrowkitError) -> str:
+    if not isinstance(error, ConfigError):
+        return str(error)
+    wrong = "1 setting is wrong" if len(error.problems) == 1 else f"{len(error.problems)} settings are wrong"
+    return "\n  ".join([f"{wrong}:", *error.problems])
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"growkit {growkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@_guarded
+def run(
+    config: Annotated[Path, typer.Argument(help="The run's YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings that go on top of the file's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print settings, sizes and the growth plan; train nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event.")] = False,
+) -> None:
+    """Train and grow one model."""
+    settings = _named(load_config(config, overrides or ()), config)
+    if dry_run:
+        _dry_run(settings, as_json)
+        return
+    from growkit.pipeline import run as run_pipeline
+    from growkit.report import ConsoleReport, JsonLines
+
+    run_pipeline(settings, observers=[JsonLines(sys.stdout, keep_open=True) if as_json else ConsoleReport()])
+
+
+@app.command()
+@_guarded
+def schema() -> None:
+    """Print the JSON schema of a run's YAML file, for editors."""
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _named(settings: Config, path: Path) -> Config:
+    """A run without a name is called after its file."""
+    if settings.run.name is not None:
+        return settings
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"name": path.stem})})
+
+
+def _dry_run(settings: Config, as_json: bool) -> None:
+    from growkit.dry_run import describe, render
+
+    facts = describe(settings)
+    if as_json:
+        typer.echo(json.dumps(facts, default=str))
+    else:
+        typer.echo(dump_config(settings) + "\n" + render(facts))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 the user's input, 3 the run failed, 130 interrupted."""
+    app(args=arguments)
+
+
+if __name__ == "__main__":
+    main()

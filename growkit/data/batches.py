@@ -1,0 +1,92 @@
+"""Batches of a data set that lies whole on its device: no workers, no copies per sample, no waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from growkit.data.augment import crop, cutout, draw, flip, normalise, send
+from growkit.data.records import Data, Split
+from growkit.errors import DataError
+
+__all__ = ["batches", "num_batches"]
+
+
+def batches(
+    data: Data,
+    split: str,
+    batch_size: int,
+    *,
+    order: torch.Generator | None = None,
+    augmentation: torch.Generator | None = None,
+    channels_last: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one pass over a split.
+
+    Without `order` the samples come as they lie and every one of them comes. With it they are shuffled, for training,
+    and a last batch of a single sample is left out: BatchNorm cannot train on one. Both generators live on the CPU, so
+    that a run sees the same samples on any device.
+
+    Args:
+        data: the data, on the device where batches are wanted.
+        split: "train", "validate", "diagnose", "accept" or "test".
+        batch_size: samples per batch, >= 1.
+        order: the stream that shuffles.
+        augmentation: the stream that augments, by `data.augment`; None leaves images as they are.
+        channels_last: the memory layout of images.
+
+    Returns:
+        An iterator over (inputs, targets): normalised floats [B, ...] and classes [B] or values [B, K].
+
+    Raises:
+        DataError: no such split, an empty one, or a batch size below 1; raised at once, not at the first batch.
+    """
+    chosen = data.split(split)
+    count = num_batches(data, split, batch_size, training=order is not None)
+    if len(chosen) == 0:
+        raise DataError(f"data {data.name!r}: the split {split!r} is empty; give it a share in data.split")
+    return _batches(data, chosen, batch_size, count, order, augmentation, channels_last)
+
+
+def num_batches(data: Data, split: str, batch_size: int, training: bool) -> int:
+    """How many batches one pass over a split gives; `training` is whether they are shuffled.
+
+    Raises:
+        DataError: no such split, or a batch size below 1.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size must be >= 1, got {batch_size}")
+    whole, rest = divmod(len(data.split(split)), batch_size)
+    return whole + (rest > 1 if training else rest > 0)
+
+
+def _batches(
+    data: Data,
+    split: Split,
+    batch_size: int,
+    count: int,
+    order: torch.Generator | None,
+    augmentation: torch.Generator | None,
+    channels_last: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    device = split.inputs.device
+    shuffled = None if order is None else send(torch.randperm(len(split), generator=order), device)
+    for start in range(0, count * batch_size, batch_size):
+        span = slice(start, start + batch_size)
+        chosen = span if shuffled is None else shuffled[span]
+        yield _inputs(data, split.inputs[chosen], augmentation, channels_last), split.targets[chosen]
+
+
+def _inputs(data: Data, stored: Tensor, augmentation: torch.Generator | None, channels_last: bool) -> Tensor:
+    if augmentation is None or stored.dim() != 4:
+        return normalise(stored, data.mean, data.std, channels_last=channels_last)
+    settings, (batch, _, height, width) = data.augment, stored.shape
+    draws = draw(settings, (batch, height, width), augmentation).to(stored.device)
+    if draws.window is not None:
+        stored = crop(stored, settings.crop, draws.window)
+    if draws.mirrored is not None:
+        stored = flip(stored, draws.mirrored)
+    inputs = normalise(stored, data.mean, data.std, channels_last=channels_last)
+    return inputs if draws.centre is None else cutout(inputs, settings.cutout, draws.centre)

@@ -1,0 +1,158 @@
+"""What data are: a source as it was read, a split, and the splits of one data set together."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from growkit.config.data import AugmentSettings
+from growkit.data.augment import normalise
+from growkit.errors import DataError
+
+__all__ = ["CLASSIFICATION", "REGRESSION", "SPLITS", "Data", "Source", "Split"]
+
+SPLITS = ("train", "validate", "diagnose", "accept", "test")
+CLASSIFICATION, REGRESSION = "classification", "regression"
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples and their targets.
+
+    Attributes:
+        inputs: uint8 images [N, C, H, W], normalised when a batch is made; or floats [N, ...], used as they are.
+        targets: int64 classes [N], or float32 [N, K] for regression.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, indices: Tensor) -> Split:
+        """A copy of the samples `indices`, in that order."""
+        return Split(self.inputs[indices], self.targets[indices])
+
+    def to(self, device: torch.device | str) -> Split:
+        """This split on `device`."""
+        return Split(self.inputs.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Samples before they are split.
+
+    Attributes:
+        name: what error messages and records call it.
+        pool: the samples to split.
+        own: splits the source brings itself, such as an official test set.
+    """
+
+    name: str
+    pool: Split
+    own: dict[str, Split]
+
+    @property
+    def task(self) -> str:
+        """The task, by the targets: whole numbers are classes."""
+        return REGRESSION if self.pool.targets.is_floating_point() else CLASSIFICATION
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set in its five splits.
+
+    Attributes:
+        name: the source's name.
+        task: "classification" or "regression".
+        splits: the splits train, validate, diagnose, accept and test; any but train may be empty.
+        indices: which samples of the source each split holds; of a test set in a file of its own: of that file.
+        input_shape: shape of one input.
+        num_outputs: classes, or regression targets per sample.
+        mean: of the train split, [C] per channel, in the units of the stored numbers; [0] for floats (left untouched).
+        std: likewise; [1] for floats.
+        augment: augmentation of training batches.
+    """
+
+    name: str
+    task: str
+    splits: dict[str, Split]
+    indices: dict[str, Tensor]
+    input_shape: tuple[int, ...]
+    num_outputs: int
+    mean: Tensor
+    std: Tensor
+    augment: AugmentSettings
+
+    @property
+    def train(self) -> Split:
+        """The samples weights are fitted to."""
+        return self.splits["train"]
+
+    @property
+    def validate(self) -> Split:
+        """The samples that steer growth, stages, early stopping and tuning."""
+        return self.splits["validate"]
+
+    @property
+    def diagnose(self) -> Split:
+        """The samples only diagnosis and held-out fits see."""
+        return self.splits["diagnose"]
+
+    @property
+    def accept(self) -> Split:
+        """The samples the refinement gate reads once."""
+        return self.splits["accept"]
+
+    @property
+    def test(self) -> Split:
+        """The samples that steer nothing and are read at the end."""
+        return self.splits["test"]
+
+    def split(self, name: str) -> Split:
+        """The split `name`.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        if name not in self.splits:
+            raise DataError(f"a split must be one of {', '.join(SPLITS)}, got {name!r}")
+        return self.splits[name]
+
+    def to(self, device: torch.device | str) -> Data:
+        """These data on `device`; indices stay on the CPU."""
+        return replace(
+            self,
+            splits={name: split.to(device) for name, split in self.splits.items()},
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
+
+    def example(self, n: int = 2) -> Tensor:
+        """The inputs of the first `n` training samples as a model sees them: normalised, not augmented."""
+        return normalise(self.train.inputs[:n], self.mean, self.std)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these data from others, as JSON: SHA-256 of inputs and targets (all splits), and of each split."""
+        ordered = [self.splits[name] for name in SPLITS]
+        return {
+            "format": 1,
+            "inputs_sha256": _sha256(*(split.inputs for split in ordered)),
+            "targets_sha256": _sha256(*(split.targets for split in ordered)),
+            "splits": {
+                name: {"size": len(self.splits[name]), "indices_sha256": _sha256(self.indices[name])} for name in SPLITS
+            },
+        }
+
+
+def _sha256(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,176 @@
+"""A user's own tensors, arrays, Dataset or DataLoader as Data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
+
+from growkit.config.data import AugmentSettings, SplitSettings
+from growkit.data.checks import check_classes, check_finite
+from growkit.data.records import CLASSIFICATION, Data, Source, Split
+from growkit.data.splits import assemble
+from growkit.errors import DataError
+
+__all__ = ["data_from_user"]
+
+
+def data_from_user(
+    train: Any,
+    validate: Any = None,
+    test: Any = None,
+    *,
+    split: SplitSettings = SplitSettings(),  # noqa: B008 - frozen
+    split_seed: int = 0,
+    augment: AugmentSettings = AugmentSettings(),  # noqa: B008 - frozen
+    name: str = "user",
+) -> Data:
+    """Data from what a user holds in memory.
+
+    A set is a pair (inputs, targets) of tensors or arrays, a Dataset of (input, target) pairs, or a DataLoader of one.
+    A Dataset is read once into memory, a DataLoader's dataset likewise, so random transforms freeze at what they gave
+    that once: use `augment` instead. uint8 inputs must be images [N, C, H, W] and are normalised per channel; floats
+    and token numbers are left untouched. Whole-number targets [N] are classes 0 .. K-1; floats [N] or [N, K] are
+    regression targets.
+
+    Args:
+        train: the pool that is split into train and whatever is not given.
+        validate: used as it is; None splits it off the pool.
+        test: likewise.
+        split: shares of what is split off; the share of a set that is given must not be set too.
+        split_seed: fixes the splits.
+        augment: augmentation of training images.
+        name: for messages and records.
+
+    Raises:
+        DataError: something is not of the kinds above, or shapes, lengths or labels do not fit.
+    """
+    pool = _read(name, "train", train)
+    own = {
+        part: _read(name, part, given) for part, given in (("validate", validate), ("test", test)) if given is not None
+    }
+    for part, read in own.items():
+        _check_alike(name, pool, part, read)
+        share = split.validate_ if part == "validate" else split.test
+        if share and (part if part == "test" else "validate_") in split.model_fields_set:
+            raise DataError(f"split.{part} must be left out where {part} data are given, got {share:g}")
+    source = Source(name, pool, own)
+    if source.task == CLASSIFICATION:
+        check_classes(f"data {name!r}", "train targets", pool.targets, {f"{k} targets": own[k].targets for k in own})
+    return assemble(source, split, split_seed, augment)
+
+
+def _read(name: str, part: str, given: Any) -> Split:
+    where = f"data {name!r}, {part}"
+    if isinstance(given, DataLoader):
+        _refuse_changed_loader(where, given)
+        given = given.dataset
+    if isinstance(given, TensorDataset):
+        given = given.tensors
+    elif isinstance(given, Dataset):
+        given = _collect(where, given)
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise DataError(
+            f"{where} must be (inputs, targets), a Dataset of (input, target) pairs or a DataLoader of one, got "
+            f"{type(given).__name__}{f' of {len(given)}' if isinstance(given, (tuple, list)) else ''}"
+        )
+    inputs, targets = _inputs(where, _tensor(where, given[0])), _targets(where, _tensor(where, given[1]))
+    if len(inputs) != len(targets) or len(inputs) == 0:
+        raise DataError(f"{where} must have a target for each input, got {len(inputs)} inputs, {len(targets)} targets")
+    return Split(inputs, targets)
+
+
+def _refuse_changed_loader(where: str, loader: DataLoader[Any]) -> None:
+    """Only the dataset is read, so a loader that selects or transforms by itself would be misread without a word."""
+    sampler, collate = type(loader.sampler), loader.collate_fn
+    plain = sampler in (SequentialSampler, RandomSampler) or isinstance(loader.dataset, IterableDataset)
+    if not plain or type(loader.batch_sampler) not in (BatchSampler, type(None)):
+        raise DataError(
+            f"{where}: a DataLoader with a sampler of its own ({sampler.__name__}) may leave samples out; give "
+            "torch.utils.data.Subset(dataset, indices) instead"
+        )
+    if loader.batch_size is not None and collate is not default_collate:
+        raise DataError(
+            f"{where}: a DataLoader with a collate_fn of its own is not read; give (inputs, targets) instead"
+        )
+
+
+def _collect(where: str, dataset: Dataset[Any]) -> tuple[Any, Any]:
+    pairs: Iterable[Any]
+    if hasattr(dataset, "__len__"):
+        pairs = (dataset[index] for index in range(len(dataset)))  # type: ignore[arg-type]
+    else:
+        pairs = dataset  # type: ignore[assignment]
+    inputs, targets = [], []
+    for sample in pairs:
+        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+            raise DataError(f"{where}: a sample must be a pair (input, target), got {type(sample).__name__}")
+        inputs.append(_tensor(where, sample[0]))
+        targets.append(_tensor(where, sample[1]))
+    if not inputs:
+        raise DataError(f"{where}: the dataset is empty")
+    try:
+        return torch.stack(inputs), torch.stack(targets)
+    except RuntimeError as error:
+        raise DataError(f"{where}: all samples must have one shape, {error}") from error
+
+
+def _tensor(where: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, (np.ndarray, np.generic, int, float, list, tuple)):
+        try:
+            return torch.as_tensor(np.asarray(value))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where}: an array must hold numbers of one shape, {error}") from error
+    raise DataError(
+        f"{where}: inputs and targets must be tensors, arrays or numbers, got {type(value).__name__}; images become "
+        "tensors with the transform torchvision.transforms.PILToTensor()"
+    )
+
+
+def _inputs(where: str, inputs: Tensor) -> Tensor:
+    if inputs.dim() < 2 or inputs.is_complex():
+        raise DataError(f"{where}: inputs must be [N, ...], got {inputs.dtype} {list(inputs.shape)}")
+    if inputs.dtype == torch.uint8 and inputs.dim() != 4:
+        raise DataError(
+            f"{where}: uint8 inputs must be images [N, C, H, W], got {list(inputs.shape)}; add the channel with "
+            "inputs[:, None], or convert what is no image to float32"
+        )
+    if not inputs.is_floating_point():
+        return inputs if inputs.dtype == torch.uint8 else inputs.long()
+    check_finite(f"{where}: inputs", inputs)
+    return inputs.float()
+
+
+def _targets(where: str, targets: Tensor) -> Tensor:
+    if targets.is_floating_point() and targets.dim() in (1, 2):
+        check_finite(f"{where}: targets", targets)
+        return targets.float() if targets.dim() == 2 else targets.float()[:, None]
+    if not targets.is_floating_point() and not targets.is_complex() and targets.dim() == 1:
+        return targets.long()
+    raise DataError(
+        f"{where}: targets must be classes [N] or floats [N] or [N, K], got {targets.dtype} {list(targets.shape)}"
+    )
+
+
+def _check_alike(name: str, pool: Split, part: str, read: Split) -> None:
+    for noun, ours, theirs in (("inputs", pool.inputs, read.inputs), ("targets", pool.targets, read.targets)):
+        if ours.dtype != theirs.dtype or ours.shape[1:] != theirs.shape[1:]:
+            raise DataError(
+                f"data {name!r}: {part} {noun} must be like train {noun}, {ours.dtype} {list(ours.shape[1:])} each, "
+                f"got {theirs.dtype} {list(theirs.shape[1:])}"
+            )

@@ -1,0 +1,69 @@
+"""What a run would do: sizes, FLOPs and the growth plan, without training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from growkit.assembly import assemble
+from growkit.config import Config
+from growkit.cost import count_params
+from growkit.report.console import human
+
+__all__ = ["describe", "render"]
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """The facts of a dry run, as JSON can hold them; see `render`."""
+    parts = assemble(config)
+    graph, plan = parts.controller.sites.graph, parts.plan
+    final = dict(plan.final_widths) if plan is not None else parts.widths
+    return {
+        "data": {name: len(split) for name, split in parts.data.splits.items()},
+        "compute": parts.compute.to_json(),
+        "steps": parts.clock.total_steps,
+        "steps_per_epoch": parts.clock.steps_per_epoch,
+        "seed": {"params": count_params(parts.model), "flops": graph.flops()},
+        "target": {"params": graph.params(parts.controller.targets), "flops": graph.flops(parts.controller.targets)},
+        "final": {"params": graph.params(final), "flops": graph.flops(final)},
+        "train_flops": parts.planned_flops,
+        "sites": [
+            {
+                "name": site.name,
+                "width": site.width,
+                "target": parts.controller.targets[site.name],
+                "params_per_unit": site.params_per_unit,
+                "flops_per_unit": site.flops_per_unit,
+            }
+            for site in parts.controller.tracked
+        ],
+        "refused": [{"name": r.name, "width": r.width, "reason": r.reason, "location": r.location} for r in parts.controller.refusals],
+        "plan": None if plan is None else [{"step": event.step, "widths": dict(event.widths)} for event in plan.events],
+        "warnings": parts.warnings,
+    }
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The facts as text."""
+    lines = [
+        "data      " + ", ".join(f"{name} {size}" for name, size in facts["data"].items()),
+        f"compute   {facts['compute']['device']}, {facts['compute']['precision']} ({facts['compute']['reason']})",
+        f"training  {facts['steps']} steps, {facts['steps_per_epoch']} per epoch"
+        + (f", {human(facts['train_flops'])}FLOPs" if facts["train_flops"] is not None else ""),
+    ]
+    lines += [f"{name:<9} {_size(facts[name])}" for name in ("seed", "target", "final")]
+    lines.append(f"sites     {len(facts['sites'])} may grow")
+    lines += [
+        f"  {s['name']:<28} {s['width']:>5} -> {s['target']:<5} {s['params_per_unit']:>8,} params, {human(s['flops_per_unit'])}FLOPs per unit"
+        for s in facts["sites"]
+    ]
+    lines += [f"  {r['name']:<28} {r['width']:>5}    refused: {r['reason']}" for r in facts["refused"]]
+    if facts["plan"] is None:
+        lines.append("plan      depends on training")
+    else:
+        lines.append(f"plan      {len(facts['plan'])} events")
+        lines += [f"  step {event['step']:>7}   total width {sum(event['widths'].values())}" for event in facts["plan"]]
+    return "\n".join(lines + [f"warning: {message}" for message in facts["warnings"]])
+
+
+def _size(size: dict[str, int]) -> str:
+    return f"{size['params']:,} parameters, {human(size['flops'])}FLOPs per sample"

@@ -1,0 +1,230 @@
+"""What a rule sees: one call of an operation, and the notebook in which it writes what the call means for the widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+
+from growkit.graph.dimensions import Atom, Dim, Reason, fixed, flag, pin, size, unify
+from growkit.graph.tracing import location_of, owners_of
+
+__all__ = [
+    "Call",
+    "Context",
+    "Contraction",
+    "Dims",
+    "Literal",
+    "NoRule",
+    "TensorUse",
+    "Value",
+    "WeightView",
+    "multiplications",
+    "shape_of",
+]
+
+Dims = tuple[Dim, ...]
+"""The dimensions of one tensor."""
+
+Value = Dims | list["Value"] | None
+"""What a node yields: the dimensions of a tensor, a list of such, or None for anything that is no tensor."""
+
+
+class NoRule(Exception):
+    """Raised by a rule that does not cover this form of its operation: the widths it touches are then refused."""
+
+
+@dataclass
+class TensorUse:
+    """What is known of one parameter or buffer, whatever its names; all traces share it.
+
+    Attributes:
+        names: every name in the module, the first is canonical.
+        kind: "parameter" or "buffer".
+        dims: one expression per dimension.
+        consumer_dims: dimensions contracted against an activation.
+        producer_dims: dimensions that make units, with the order of first use.
+        neutral: what new entries are filled with if the tensor is no weight (1 for a scale, 0 for a shift).
+        location: the user's "file:line" of the first use.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    dims: Dims
+    consumer_dims: set[int] = field(default_factory=set)
+    producer_dims: dict[int, int] = field(default_factory=dict)
+    neutral: float | None = None
+    location: str | None = None
+    used: bool = False
+
+
+@dataclass(frozen=True)
+class WeightView:
+    """A tensor that is a parameter up to layout and scale: zero entries of the parameter are zero entries here.
+
+    Attributes:
+        tensor: the parameter.
+        positions: for each dimension of the view the dimension of the parameter, None where they do not correspond.
+    """
+
+    tensor: TensorUse
+    positions: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """The multiplications of one operation: one for each index of `dims` (FLOPs are twice as many)."""
+
+    dims: Dims
+    per_sample: bool
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A number that the user's code passed to an operation and that equals the size of `dim`."""
+
+    op: str
+    dim: Dim
+    owners: tuple[str, ...]
+    location: str | None
+
+
+class Call:
+    """One call of an ATen operation with its arguments by name.
+
+    Attributes:
+        node: the node of the trace.
+        name: the operation without namespace and overload, e.g. "conv2d".
+        key: the operation with overload, e.g. "conv2d.default".
+        shape: the shape of the (first) output.
+    """
+
+    def __init__(self, node: Node):
+        self.node = node
+        self.key = str(node.target).removeprefix("aten.")
+        self.name = self.key.rsplit(".", 1)[0] if "." in self.key else self.key
+        self.location = location_of(node)
+        value = node.meta.get("val")
+        self.num_outputs = len(value) if isinstance(value, (tuple, list)) else 1
+        self.shape = shape_of(value[0] if isinstance(value, (tuple, list)) else value)
+        schema = getattr(node.target, "_schema", None)
+        self._names = [argument.name for argument in schema.arguments] if schema else []
+        self._arguments = {
+            argument.name: node.args[i]
+            if i < len(node.args)
+            else node.kwargs.get(argument.name, argument.default_value)
+            for i, argument in enumerate(schema.arguments if schema else ())
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        return self._arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The argument of that name, or the default where the operation has none."""
+        return self._arguments.get(name, default)
+
+    @property
+    def first(self) -> Node:
+        """The first argument: the tensor worked on."""
+        return self._arguments[self._names[0]]
+
+
+class Context:
+    """The notebook of one trace: the dimensions of every node, and what the rules say of them."""
+
+    def __init__(self, training: bool):
+        self.training = training
+        self.values: dict[Node, Value] = {}
+        self.weights: dict[Node, WeightView] = {}
+        self.depends_on_input: set[Node] = set()
+        self.literals: list[Literal] = []
+        self.contractions: list[Contraction] = []
+        self.unknown_ops: dict[str, int] = {}
+        self.call: Call | None = None
+
+    def dims(self, node: Node) -> Dims:
+        """The dimensions of a tensor; raises `NoRule` for anything else."""
+        value = self.values.get(node) if isinstance(node, Node) else None
+        if not isinstance(value, tuple):
+            raise NoRule
+        return value
+
+    def tensors(self, call: Call) -> list[Node]:
+        """The inputs of a call that are tensors."""
+        return [node for node in call.node.all_input_nodes if isinstance(self.values.get(node), tuple)]
+
+    def reason(self, text: str, *, listed: bool = True) -> Reason:
+        """A reason that points at the present call."""
+        return Reason(text, self.call.location if self.call else None, listed)
+
+    def pin(self, dim: Dim, text: str) -> None:
+        """The size of `dim` may not change."""
+        pin(dim, self.reason(text))
+
+    def flag(self, dim: Dim, text: str) -> None:
+        """A new size of `dim` would change the function."""
+        flag(dim, self.reason(text))
+
+    def fixed(self, width: int, text: str) -> Dim:
+        """A new dimension that may not change."""
+        return fixed(width, self.reason(text))
+
+    def spatial(self, widths: Sequence[int]) -> Dims:
+        """New dimensions that are positions, not units."""
+        return tuple(fixed(width, self.reason("is a spatial size", listed=False)) for width in widths)
+
+    def unify(self, first: Dim, second: Dim) -> None:
+        """The two dimensions are one and the same."""
+        unify(first, second, self.call.location if self.call else None)
+
+    def literal(self, dim: Dim, value: Any) -> None:
+        """The user's code passes the number `value` for the size of `dim`."""
+        if self.call is not None and isinstance(value, int) and value == size(dim) > 1:
+            self.literals.append(Literal(self.call.name, dim, owners_of(self.call.node), self.call.location))
+
+    def count(self, *dims: Dim) -> None:
+        """Count the multiplications of a contraction: one for each index of the dimensions."""
+        assert self.call is not None
+        self.contractions.append(Contraction(dims, self.call.node in self.depends_on_input))
+
+    def weight(self, node: Any) -> WeightView | None:
+        """The parameter behind a tensor, if it is one up to layout and scale."""
+        return self.weights.get(node) if isinstance(node, Node) else None
+
+    def consume(self, node: Node, dim: int) -> bool:
+        """`dim` of the operand is contracted with an activation; True if the operand is a parameter that can be silenced there."""
+        view = self.weight(node)
+        position = view.positions[dim] if view else None
+        if view is None or position is None or view.tensor.kind != "parameter":
+            return False
+        view.tensor.consumer_dims.add(position)
+        return True
+
+    def produce(self, node: Any, dim: int) -> None:
+        """`dim` of the operand makes units; of operands that are no parameters nothing is noted."""
+        view = self.weight(node)
+        position = view.positions[dim] if view else None
+        if view is not None and position is not None:
+            view.tensor.producer_dims.setdefault(position, len(self.values))
+
+    def neutral(self, node: Any, fill: float) -> None:
+        """The tensor acts element by element: new entries take `fill`."""
+        view = self.weight(node)
+        if view is not None and view.tensor.neutral is None:
+            view.tensor.neutral = fill
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """The shape of a fake tensor; None for anything else, and where a size depends on the data."""
+    if not isinstance(value, Tensor) or not all(isinstance(extent, int) for extent in value.shape):
+        return None
+    return tuple(value.shape)
+
+
+def multiplications(contraction: Contraction, sizes: Mapping[Atom, int] | None = None) -> int:
+    """The number of multiplications of a contraction, under hypothetical sizes."""
+    return math.prod(size(dim, sizes) for dim in contraction.dims)

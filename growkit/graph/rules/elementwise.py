@@ -1,0 +1,79 @@
+"""Element-wise operations: widths that meet are one width; size 1 broadcasts."""
+
+from __future__ import annotations
+
+import math
+
+from growkit.graph.dimensions import ONE, Dim, size
+from growkit.graph.rules.context import Call, Context, Dims, NoRule
+from growkit.graph.rules.registry import rule
+
+__all__ = ["no_tensor", "pointwise", "prelu"]
+
+SCALES = frozenset({"mul", "mul_", "div", "div_"})
+"""A parameter here is a gain: new entries take 1; elsewhere it is a shift: 0."""
+
+KEEP_ZEROS = SCALES | {"neg", "abs", "to", "_to_copy", "type_as", "clone", "contiguous", "alias", "detach", "dropout"}
+"""A zero of the (first) operand stays a zero, so a weight may be silenced before the operation."""
+
+
+@rule(
+    "pointwise", "bernoulli_", "clone", "contiguous", "copy_", "detach", "detach_", "dropout", "dropout_",
+    "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "fill_", "full_like", "lift_fresh_copy", "native_dropout",
+    "ones_like", "rand_like", "randn_like", "to", "_to_copy", "type_as", "zero_", "zeros_like", "empty_like", "gelu",
+    "gelu_", "relu6", "relu6_", "silu_", "selu", "selu_", "celu_", "rrelu", "rrelu_", "masked_fill", "masked_fill_",
+    "where", "clamp", "softsign", "log_sigmoid", "nan_to_num", "lerp", "rsub", "max.other", "min.other", "threshold_", "elu_",
+    "leaky_relu_", "hardtanh_", "hardswish_", "mish_", "positive", "square", "uniform_", "normal_",
+)  # fmt: skip
+def pointwise(ctx: Context, call: Call) -> Dims | list:
+    """Operands line up from the last dimension; all that is not broadcast is one width."""
+    if call.shape is None:
+        raise NoRule
+    operands = [ctx.dims(node) for node in ctx.tensors(call)]
+    result = tuple(_column(ctx, operands, call.shape, axis) for axis in range(-len(call.shape), 0))
+    _note_weights(ctx, call, result)
+    return [result] * call.num_outputs if call.num_outputs > 1 else result
+
+
+@rule("prelu", "_prelu_kernel")
+def prelu(ctx: Context, call: Call) -> Dims:
+    """One slope per channel (dimension 1), or one for all."""
+    dims = ctx.dims(call.first)
+    slopes = ctx.dims(call["weight"])
+    if size(slopes[0]) > 1:
+        ctx.unify(dims[1], slopes[0])
+        ctx.neutral(call["weight"], 0.25)  # torch's own initial slope
+    return dims
+
+
+@rule("item", "_local_scalar_dense", "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size")
+def no_tensor(ctx: Context, call: Call) -> None:
+    """Checks and plain numbers: nothing flows on."""
+
+
+def _column(ctx: Context, operands: list[Dims], shape: tuple[int, ...], axis: int) -> Dim:
+    """The dimension at `axis` (negative) of the result."""
+    width = shape[axis]
+    if width == 1:
+        return ONE
+    aligned = [dims[axis] for dims in operands if len(dims) >= -axis and size(dims[axis]) == width]
+    if not aligned:
+        return ctx.fixed(width, "is the size of a broadcast")
+    for other in aligned[1:]:
+        ctx.unify(aligned[0], other)
+    return aligned[0]
+
+
+def _note_weights(ctx: Context, call: Call, result: Dims) -> None:
+    """Parameters that act here are gains or shifts; a weight with a gain is still a weight."""
+    nodes = ctx.tensors(call)
+    main = max(nodes, key=lambda node: math.prod(map(size, ctx.dims(node))), default=None)
+    view = ctx.weight(main)
+    for node in nodes:
+        acts = node is not main or view is None or call.node in ctx.depends_on_input
+        weight = ctx.weight(node)
+        if acts and weight is not None and weight.tensor.kind == "parameter":
+            ctx.neutral(node, 1.0 if call.name in SCALES else 0.0)
+    keeps = call.name in KEEP_ZEROS and (main is nodes[0] or call.name.startswith("mul"))
+    if view is not None and keeps and len(view.positions) == len(result):
+        ctx.weights[call.node] = view

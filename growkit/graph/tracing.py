@@ -1,0 +1,212 @@
+"""Trace a module with `torch.export`, in train mode and in eval mode, and leave no trace in the module.
+
+Export runs the module's own Python with fake tensors, so loops, branches on shapes, raw parameters and dictionaries of inputs all work,
+and the operations stay whole (`linear`, `conv2d`, `layer_norm`). Both modes are needed: auxiliary heads exist only in train mode.
+A branch on *values* cannot be exported; `draft_export` then follows the path that the example takes, and the trace says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram, draft_export, export
+from torch.fx import Graph, Node
+
+from growkit.errors import ModelError
+
+__all__ = ["Example", "Source", "Trace", "location_of", "owners_of", "trace_both_modes"]
+
+Example = Tensor | tuple | dict
+"""One batch of inputs: a tensor, the tuple of positional arguments, or the dictionary of keyword arguments."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a placeholder of the trace stands for.
+
+    Attributes:
+        kind: "parameter", "buffer", "constant" or "input".
+        name: the name in the module; for inputs the name of the argument.
+    """
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The operations of one forward pass.
+
+    Attributes:
+        graph: nodes of pre-dispatch ATen operations; `node.meta["val"]` is a fake tensor.
+        sources: what each placeholder stands for, by name of the node.
+        training: whether the module was in train mode.
+        path_specialised: True if branches on values were frozen to the path of the example.
+    """
+
+    graph: Graph
+    sources: dict[str, Source]
+    training: bool
+    path_specialised: bool
+
+
+def trace_both_modes(model: nn.Module, example: Example) -> tuple[Trace, Trace]:
+    """Trace the module in train mode and in eval mode; its mode, buffers, gradients and the random state stay as they were.
+
+    Args:
+        model: any module.
+        example: one batch of inputs, on the module's device.
+
+    Returns:
+        The trace in train mode and the trace in eval mode.
+
+    Raises:
+        ModelError: if the module cannot be traced.
+    """
+    args, kwargs = _arguments(example)
+    with _untouched(model):
+        return _trace(model, args, kwargs, training=True), _trace(model, args, kwargs, training=False)
+
+
+def location_of(node: Node) -> str | None:
+    """The user's "file:line" of a node: the innermost frame outside torch."""
+    frames = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
+    for frame in reversed(frames):
+        path, line = frame.split('"')[1], frame.split("line ")[1].split(",")[0]
+        if not _inside_torch(path):
+            return f"{path}:{line}"
+    return None
+
+
+def owners_of(node: Node) -> tuple[str, ...]:
+    """The names of the modules whose forward runs the node, innermost first; the root module is ""."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return tuple(dict.fromkeys(name for name, _ in reversed(list(stack.values()))))
+
+
+def _inside_torch(path: str) -> bool:
+    return path.startswith(_TORCH_FOLDER) or path.startswith("<")
+
+
+_TORCH_FOLDER = torch.__path__[0] + "/"
+
+
+def _arguments(example: Example) -> tuple[tuple, dict[str, Any]]:
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, dict):
+        return (), example
+    if isinstance(example, tuple):
+        return example, {}
+    raise ModelError(
+        "An example must be a tensor, a tuple of positional arguments or a dictionary of keyword arguments, "
+        f"got {type(example).__name__}. For one batch `x`, pass `x` or `(x,)`."
+    )
+
+
+def _trace(model: nn.Module, args: tuple, kwargs: dict[str, Any], *, training: bool) -> Trace:
+    model.train(training)
+    try:
+        program, specialised = export(model, args, kwargs, strict=False), False
+    except Exception as first:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it prints graphs
+                program, specialised = draft_export(model, args, kwargs, strict=False), True
+        except Exception as second:
+            mode = "train" if training else "eval"
+            raise ModelError(
+                f"{type(model).__name__} cannot be traced in {mode} mode: {_summary(second)} (torch.export: {_summary(first)})"
+                f"{_user_frame(second)}. Check that the model runs on the example by itself."
+            ) from second
+    return Trace(program.graph, _sources(program), training, specialised)
+
+
+def _sources(program: ExportedProgram) -> dict[str, Source]:
+    signature = program.graph_signature
+    tables = {
+        "parameter": signature.inputs_to_parameters,
+        "buffer": signature.inputs_to_buffers,
+        "constant": signature.inputs_to_lifted_tensor_constants,
+    }
+    known = {node: Source(kind, name) for kind, table in tables.items() for node, name in table.items()}
+    placeholders = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+    return {node: known.get(node, Source("input", node)) for node in placeholders}
+
+
+def _summary(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
+
+
+def _user_frame(error: BaseException) -> str:
+    """Where in the user's code the error arose, as a clause of a sentence."""
+    own = __file__.rsplit("/", 1)[0]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _inside_torch(frame.filename)]
+    frames = [frame for frame in frames if not frame.filename.startswith(own)]
+    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+@contextlib.contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put modes, buffers, gradients, plain attributes and the random state back on the way out; silence torch's own notices."""
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    attributes = [_plain_attributes(module) for module in modules]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        with warnings.catch_warnings(), _quiet_logs():
+            warnings.simplefilter("ignore")
+            with torch.random.fork_rng(), torch.enable_grad():  # without gradients torch takes fused paths
+                yield
+    finally:
+        for module, mode, saved in zip(modules, modes, attributes, strict=True):
+            _restore_attributes(module, saved)
+            module.training = mode
+        with torch.no_grad():
+            for buffer, saved in buffers:
+                buffer.copy_(saved)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Each attribute outside torch's own registries, with a shallow copy if it is a container (a cache, perhaps)."""
+    own = {name: value for name, value in vars(module).items() if name not in _REGISTRIES}
+    return {name: (value, value.copy() if type(value) in (dict, list, set) else None) for name, value in own.items()}
+
+
+_REGISTRIES = frozenset(vars(nn.Module()))
+
+
+def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Any]]) -> None:
+    for name in [name for name in vars(module) if name not in _REGISTRIES and name not in saved]:
+        del module.__dict__[name]
+    for name, (value, content) in saved.items():
+        if isinstance(value, list) and content is not None:
+            value[:] = content
+        elif content is not None:
+            value.clear()
+            value.update(content)
+        if module.__dict__.get(name) is not value:
+            module.__dict__[name] = value
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Hold back export's own log lines: what they say reaches the user as `path_specialised` or as an error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,1 @@
+"""Growth: when, where, how many, how."""

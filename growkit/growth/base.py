@@ -1,0 +1,198 @@
+"""The vocabulary of growth: what policies read, what they answer, and the four interfaces."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from growkit.graph import GrowthSite
+
+__all__ = [
+    "HISTORY_VERSION",
+    "Allocator",
+    "Clock",
+    "EpochRecord",
+    "Extended",
+    "GrowthDecision",
+    "GrowthRecord",
+    "History",
+    "Initializer",
+    "SiteSelector",
+    "SiteState",
+    "Trigger",
+]
+
+HISTORY_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The length of a run: optimizer steps per epoch, and in all."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch gave. Losses in nats or squared units, accuracies in 0..1 (None for regression), FLOPs as 2 x MAC.
+
+    validate_* are None where the validate split is empty. flops: forward per sample. train_flops: spent since the start.
+    """
+
+    step: int
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float | None
+    validate_loss: float | None
+    validate_accuracy: float | None
+    params: int
+    flops: int
+    train_flops: int
+    cpu_seconds: float
+    wall_seconds: float
+
+
+@dataclass(frozen=True)
+class GrowthRecord:
+    """One growth event: after which optimizer step, and each grown site's old and new width."""
+
+    step: int
+    widths: Mapping[str, tuple[int, int]]
+
+
+@dataclass
+class History:
+    """What policies may read of a run so far; they never see the trainer or the model.
+
+    Attributes:
+        clock: the run's length.
+        step: optimizer steps done.
+        epochs: one record per finished epoch, oldest first.
+        growths: one record per growth event, oldest first.
+    """
+
+    clock: Clock
+    step: int = 0
+    epochs: list[EpochRecord] = field(default_factory=list)
+    growths: list[GrowthRecord] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form, with a version field (docs/formats.md)."""
+        return {
+            "version": HISTORY_VERSION,
+            "clock": asdict(self.clock),
+            "step": self.step,
+            "epochs": [asdict(record) for record in self.epochs],
+            "growths": [{"step": g.step, "widths": {k: list(v) for k, v in g.widths.items()}} for g in self.growths],
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> History:
+        """Read what `to_json` wrote."""
+        if record["version"] != HISTORY_VERSION:
+            raise ValueError(f"a history must have version {HISTORY_VERSION}, got {record['version']!r}")
+        return cls(
+            clock=Clock(**record["clock"]),
+            step=record["step"],
+            epochs=[EpochRecord(**epoch) for epoch in record["epochs"]],
+            growths=[
+                GrowthRecord(g["step"], {k: (v[0], v[1]) for k, v in g["widths"].items()}) for g in record["growths"]
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """What selectors and allocators know of a site: its width at the start, now, and at most."""
+
+    name: str
+    seed_width: int
+    width: int
+    target: int
+
+    @property
+    def room(self) -> int:
+        """Units it may still gain."""
+        return self.target - self.width
+
+
+@dataclass(frozen=True)
+class GrowthDecision:
+    """Widen `site` by `num_new` units, because `reason`; `scores` are what the selector ranked by."""
+
+    site: str
+    num_new: int
+    reason: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+class Trigger(ABC):
+    """When to grow. A frozen object: all it knows comes in with the history."""
+
+    @abstractmethod
+    def due(self, history: History) -> bool:
+        """Whether to grow now, after `history.step` optimizer steps."""
+
+    @abstractmethod
+    def planned_steps(self, clock: Clock) -> Sequence[int] | None:
+        """The steps after which it will grow, if known in advance; None where it depends on what training gives."""
+
+
+class SiteSelector(ABC):
+    """Where to grow."""
+
+    @abstractmethod
+    def select(self, sites: Sequence[SiteState], history: History) -> Sequence[SiteState]:
+        """The sites that grow at this event, out of those with room, in the order of the graph."""
+
+
+class Allocator(ABC):
+    """By how much to grow."""
+
+    @abstractmethod
+    def units(self, site: SiteState, history: History) -> int:
+        """New units for `site`, at least 1; the controller caps them at its room."""
+
+
+@dataclass(frozen=True)
+class Extended:
+    """An initializer's answer for one site.
+
+    Attributes:
+        values: (tensor name, dimension) -> new slices, as growkit.surgery.Extension takes them.
+        form: "zero_fan_in" or "zero_fan_out": which side of the new units is zero.
+        reason: why this form.
+        facts: numbers worth recording (singular values, predicted gradient norm).
+    """
+
+    values: Mapping[tuple[str, int], Tensor]
+    form: str
+    reason: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Initializer(ABC):
+    """How new units begin."""
+
+    name: str
+
+    @abstractmethod
+    def refuses(self, site: GrowthSite) -> str | None:
+        """Why this initializer cannot serve `site`; None where it can."""
+
+    @abstractmethod
+    def extend(self, site: GrowthSite, num_new: int, measurement: Any, generator: torch.Generator) -> Extended:
+        """The new slices of `site`.
+
+        Args:
+            site: where. num_new: how many units.
+            measurement: a growkit.growth.statistics.Measurement, the facts of one batch.
+            generator: source of all chance (CPU).
+        """

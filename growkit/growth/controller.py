@@ -1,0 +1,288 @@
+"""The growth controller: decides, measures, initialises, operates, verifies, and writes down what happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from growkit.config.growth import GrowthSettings
+from growkit.cost import count_flops, count_params
+from growkit.device import ComputePolicy
+from growkit.errors import SurgeryError, UserInputError
+from growkit.graph import GrowthSite, Refusal, Sites
+from growkit.growth.base import Clock, Extended, GrowthDecision, GrowthRecord, History, Initializer, SiteState
+from growkit.growth.initializers import build_initializer
+from growkit.growth.plan import GrowthPlan, plan_growth, resolve_targets, select_sites
+from growkit.growth.policy import Policy
+from growkit.growth.statistics import Loss, Measurement
+from growkit.surgery import (
+    Edit,
+    EditRecord,
+    Extension,
+    FunctionChange,
+    Growth,
+    Inputs,
+    Observation,
+    align_state,
+    function_change,
+    grow,
+    new_entries,
+    observe,
+    unsafe_sites,
+    untouched,
+)
+
+__all__ = ["GrowthController", "GrowthEvent", "SiteGrowth", "describe_refusals"]
+
+
+@dataclass(frozen=True)
+class SiteGrowth:
+    """What one event did to one site.
+
+    Attributes:
+        initializer, form, reason: how the new units began, and why in that form. facts: the initializer's numbers.
+    """
+
+    site: str
+    old_width: int
+    new_width: int
+    initializer: str
+    form: str
+    reason: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GrowthEvent:
+    """One growth event.
+
+    Attributes:
+        step: after how many optimizer steps.
+        grown: per site what happened. refused: sites given up at this event, with the reason.
+        change: relative change of the outputs in fp32, eval and train mode.
+        change_at_precision: the same under the run's autocast, eval mode; recorded, not gated; None in fp32.
+        loss_before, loss_after: data loss on the growth batch, eval mode.
+        params_before, params_after, flops_before, flops_after: of the model; FLOPs forward per sample.
+        flops_spent: on measuring and verifying. cpu_seconds: of the whole event.
+    """
+
+    step: int
+    grown: tuple[SiteGrowth, ...]
+    refused: tuple[Refusal, ...]
+    change: FunctionChange
+    change_at_precision: float | None
+    loss_before: float
+    loss_after: float
+    params_before: int
+    params_after: int
+    flops_before: int
+    flops_after: int
+    flops_spent: int
+    cpu_seconds: float
+
+
+@dataclass
+class GrowthController:
+    """Grows one model through one run.
+
+    Attributes:
+        model: grown in place. sites: its graph. settings: the policy. loss: data loss of (outputs, targets).
+        compute: device and precision of the run. generator: the growth stream.
+        tracked: the sites that may grow, in the order of the graph. refusals: those that may not, with the reason.
+        edits: the record of every edit so far, for replay.
+    """
+
+    model: nn.Module
+    sites: Sites
+    settings: GrowthSettings
+    loss: Loss
+    compute: ComputePolicy
+    generator: torch.Generator
+    tracked: list[GrowthSite] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    edits: list[EditRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.policy = Policy.build(self.settings)
+        self.initializer = build_initializer(self.settings.initializer)
+        self.fallback = None if self.settings.fallback is None else build_initializer(self.settings.fallback)
+        self.tracked = select_sites(list(self.sites), self.settings.sites)
+        self.targets = resolve_targets(self.tracked, self.settings.target)
+        self.refusals = list(self.sites.refusals)
+        self._watched: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
+
+    def prepare(self, inputs: Inputs) -> None:
+        """Try every site on a copy and give up those that cannot grow safely or that no initializer serves.
+
+        Args:
+            inputs: an example batch of at least 2 samples.
+
+        Raises:
+            UserInputError: no site is left although growth is wanted.
+        """
+        unserved = [
+            Refusal(site.name, site.width, f"{reason} (growth.fallback names what would serve it)", site.location)
+            for site in self.tracked
+            if self._server(site) is None and (reason := self.initializer.refuses(site))
+        ]
+        self._give_up(unserved)
+        self._give_up(unsafe_sites(self.model, self.tracked, inputs))
+        if not self.tracked and self.settings.when.name != "never":
+            raise UserInputError(f"growth needs at least one site that can grow, got none\n{describe_refusals(self.refusals)}")
+
+    def plan(self, clock: Clock) -> GrowthPlan | None:
+        """The events to come, if the trigger knows them in advance."""
+        return plan_growth(self.settings, self._states(), clock)
+
+    def due(self, history: History) -> bool:
+        """Whether to grow now: the trigger fires, and a site has room within the budget."""
+        return self.policy.trigger.due(history) and bool(self._decide(history))
+
+    def grow(self, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, history: History) -> GrowthEvent:
+        """One growth event, in place: model and optimizer state widen, and the function stays.
+
+        Args:
+            optimizer: its state grows along. inputs, targets: the growth batch, on the model's device.
+            history: gains a GrowthRecord.
+
+        Raises:
+            SurgeryError: every chosen site would have changed the outputs by more than `growth.tolerance`; nothing is changed.
+        """
+        started = time.process_time()
+        decisions = self._decide(history)
+        chosen = tuple(self.sites[decision.site] for decision in decisions)
+        measurement = Measurement(self.model, self.loss, inputs, targets, chosen)
+        extended = {d.site: self._extend(self.sites[d.site], d, measurement) for d in decisions}
+        growths = [Growth(self.sites[d.site], d.num_new, Extension(extended[d.site][1].values)) for d in decisions]
+        before, params, flops = self._look(inputs, targets), count_params(self.model), self._flops(inputs)
+        edits, refused = self._operate(growths, optimizer, inputs, before)
+        after = self._look(inputs, targets)
+        records = [record for edit in edits for record in edit.records]
+        self.edits += records
+        history.growths.append(GrowthRecord(history.step, {r.site: (r.old_width, r.new_width) for r in records}))
+        self._watched = {site: entries for edit in edits for site, entries in new_entries(self.model, edit).items()}
+        return GrowthEvent(
+            step=history.step,
+            grown=tuple(_describe(record, *extended[record.site]) for record in records),
+            refused=tuple(refused),
+            change=function_change(before.observation, after.observation),
+            change_at_precision=None if before.rounded is None else _relative(before.rounded, after.rounded),
+            loss_before=before.loss,
+            loss_after=after.loss,
+            params_before=params,
+            params_after=count_params(self.model),
+            flops_before=flops,
+            flops_after=self._flops(inputs),
+            flops_spent=len(targets) * ((measurement.forwards + before.forwards) * flops + after.forwards * self._flops(inputs)),
+            cpu_seconds=time.process_time() - started,
+        )
+
+    def first_step_gradients(self) -> dict[str, float]:
+        """Gradient norm of each freshly grown site's new entries; call once after the first backward pass, then it is empty."""
+        norms = {
+            site: float(torch.stack([(p.grad * mask).norm() for p, mask in entries if p.grad is not None] or [torch.zeros(())]).norm())
+            for site, entries in self._watched.items()
+        }
+        self._watched = {}
+        return norms
+
+    def _flops(self, inputs: Inputs) -> int:
+        return count_flops(self.model, inputs.args[0]).total
+
+    def _states(self) -> list[SiteState]:
+        return [SiteState(site.name, site.seed_width, site.width, self.targets[site.name]) for site in self.tracked]
+
+    def _decide(self, history: History) -> list[GrowthDecision]:
+        decisions = self.policy.decide(self._states(), history)
+        while decisions and not self._within_budget(decisions):
+            decisions.pop()
+        return decisions
+
+    def _within_budget(self, decisions: Sequence[GrowthDecision]) -> bool:
+        widths = {d.site: self.sites[d.site].width + d.num_new for d in decisions}
+        budget, graph = self.settings.budget, self.sites.graph
+        return (budget.params is None or graph.params(widths) <= budget.params) and (
+            budget.flops is None or graph.flops(widths) <= budget.flops
+        )
+
+    def _server(self, site: GrowthSite) -> Initializer | None:
+        candidates = [self.initializer] if self.fallback is None else [self.initializer, self.fallback]
+        return next((initializer for initializer in candidates if initializer.refuses(site) is None), None)
+
+    def _extend(self, site: GrowthSite, decision: GrowthDecision, measurement: Measurement) -> tuple[str, Extended]:
+        server = self._server(site)
+        assert server is not None, "prepare() gives up sites without an initializer"
+        return server.name, server.extend(site, decision.num_new, measurement, self.generator)
+
+    def _operate(self, growths: list[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look) -> tuple[list[Edit], list[Refusal]]:
+        """All sites at once; if that changes the outputs, each by itself, giving up those that do."""
+        edit = self._verified(growths, optimizer, inputs, before)
+        if isinstance(edit, Edit):
+            return [edit], []
+        edits, refused = [], []
+        for growth in growths:
+            outcome = self._verified([growth], optimizer, inputs, before)
+            if isinstance(outcome, Edit):
+                edits.append(outcome)
+            else:
+                refused.append(Refusal(growth.site.name, growth.site.width, outcome, growth.site.location))
+        if not edits:
+            raise SurgeryError(f"the growth event was rolled back, for {edit}\n{describe_refusals(refused)}")
+        self._give_up(refused)
+        return edits, refused
+
+    def _verified(self, growths: Sequence[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look) -> Edit | str:
+        edit = grow(self.model, growths, optimizer=optimizer)
+        self.compute.place(self.model)
+        align_state(optimizer)
+        change = function_change(before.observation, observe(self.model, inputs))
+        if change.worst <= self.settings.tolerance:
+            return edit
+        edit.undo()
+        return (
+            f"it changed the outputs by {change.worst:.2e} of their size, more than growth.tolerance {self.settings.tolerance:g}"
+        )
+
+    def _look(self, inputs: Inputs, targets: Tensor) -> _Look:
+        with untouched(self.model), torch.no_grad():
+            self.model.eval()
+            loss = float(self.loss(self.model(*inputs.args, **(inputs.kwargs or {})), targets))
+            rounded = None
+            if self.compute.precision != "fp32":
+                with self.compute.autocast():
+                    rounded = [output.float() for output in inputs.call(self.model)]
+        return _Look(observe(self.model, inputs), loss, rounded, forwards=3 if rounded is None else 4)
+
+    def _give_up(self, refusals: Sequence[Refusal]) -> None:
+        names = {refusal.name for refusal in refusals}
+        self.refusals += refusals
+        self.tracked = [site for site in self.tracked if site.name not in names]
+
+
+@dataclass(frozen=True)
+class _Look:
+    observation: Observation
+    loss: float
+    rounded: list[Tensor] | None
+    forwards: int  # passes it took, for the FLOPs ledger
+
+
+def _relative(before: list[Tensor], after: list[Tensor] | None) -> float:
+    assert after is not None
+    return max(float((a - b).abs().max() / b.abs().max()) for b, a in zip(before, after, strict=True))
+
+
+def _describe(record: EditRecord, initializer: str, extended: Extended) -> SiteGrowth:
+    return SiteGrowth(record.site, record.old_width, record.new_width, initializer, extended.form, extended.reason, extended.facts)
+
+
+def describe_refusals(refusals: Sequence[Refusal]) -> str:
+    """One line per refused width: name, width, reason, where."""
+    return "\n".join(
+        f"  {r.name} (width {r.width}): {r.reason}" + (f", at {r.location}" if r.location else "") for r in refusals
+    )

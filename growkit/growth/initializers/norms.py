@@ -1,0 +1,72 @@
+"""How long a new slice is, and Gaussian slices of that length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from growkit.config.growth import InitializerSettings
+from growkit.graph import GrowthSite
+from growkit.growth.statistics import Measurement
+
+__all__ = ["gaussian_slices", "scaled", "slice_norm"]
+
+
+def slice_norm(tensor: Tensor, dim: int, settings: InitializerSettings) -> float:
+    """L2 norm that a new slice of `tensor` along `dim` shall have.
+
+    norm mean: `scale` times the mean norm of the existing slices (Evci et al. 2022). Where those are all zero (a
+    zero-initialised layer) the norm a Kaiming-initialised slice would have takes their place, for a unit that is zero
+    on both sides never learns. norm fixed: `scale` itself.
+    """
+    if settings.norm == "fixed":
+        return settings.scale
+    existing = tensor.transpose(0, dim).flatten(1).norm(dim=1).mean().item() if tensor.dim() > 1 else 0.0
+    if existing == 0.0:
+        fan_in = max(1, tensor[0].numel())
+        existing = math.sqrt(2.0 / fan_in * tensor.numel() / tensor.shape[dim])
+    return settings.scale * existing
+
+
+def scaled(slices: Tensor, dim: int, norm: float) -> Tensor:
+    """Give every slice of `slices` along `dim` the L2 norm `norm`."""
+    lengths = slices.transpose(0, dim).flatten(1).norm(dim=1)
+    view = [1] * slices.dim()
+    view[dim] = -1
+    return slices * (norm / lengths.clamp_min(torch.finfo(slices.dtype).tiny)).view(view)
+
+
+def gaussian_slices(
+    site: GrowthSite,
+    num_new: int,
+    side: str,
+    measurement: Measurement,
+    settings: InitializerSettings,
+    generator: torch.Generator,
+) -> dict[tuple[str, int], Tensor]:
+    """Gaussian directions for one side of a site's new units, on every weight of that side; biases stay zero.
+
+    Args:
+        side: "producer" (the fan-in) or "consumer" (the fan-out).
+    """
+    values: dict[tuple[str, int], Tensor] = {}
+    for edit in site.tensor_edits(num_new):
+        tensor = None if edit.pass_through or edit.kind != "parameter" else measurement.tensor(edit.names[0])
+        if tensor is None or tensor.dim() < 2:
+            continue
+        for dim in _dims_of(side, edit.consumer_dims, edit.index_maps):
+            index = edit.index_maps[dim]
+            assert index is not None
+            shape = list(tensor.shape)
+            shape[dim] = int((index < 0).sum())
+            slices = torch.randn(shape, generator=generator).to(tensor)
+            values[edit.names[0], dim] = scaled(slices, dim, slice_norm(tensor, dim, settings))
+    return values
+
+
+def _dims_of(side: str, consumer_dims: Sequence[int], index_maps: Sequence[object]) -> list[int]:
+    changed = [dim for dim, index in enumerate(index_maps) if index is not None]
+    return [dim for dim in changed if (dim in consumer_dims) == (side == "consumer")]

@@ -1,0 +1,125 @@
+"""Targets, and what a growth policy will do before any training: known in advance for policies that steer by the clock."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from growkit.config.growth import GrowthSettings
+from growkit.errors import UserInputError
+from growkit.graph import GrowthSite
+from growkit.growth.base import Clock, GrowthRecord, History, SiteState
+from growkit.growth.policy import Policy
+
+__all__ = ["GrowthPlan", "PlannedEvent", "plan_growth", "resolve_targets", "select_sites"]
+
+
+@dataclass(frozen=True)
+class PlannedEvent:
+    """One event: after which step, and every site's width afterwards."""
+
+    step: int
+    widths: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class GrowthPlan:
+    """The events a policy will fire, as far as its target lets it.
+
+    Attributes:
+        seed_widths: the widths at the start. events: in order. reaches_target: whether the last event ends at the target.
+    """
+
+    seed_widths: Mapping[str, int]
+    events: Sequence[PlannedEvent]
+    reaches_target: bool
+
+    @property
+    def final_widths(self) -> Mapping[str, int]:
+        """The widths at the end."""
+        return self.events[-1].widths if self.events else self.seed_widths
+
+    def stages(self, total_steps: int) -> list[tuple[int, Mapping[str, int]]]:
+        """The train stages: (number of steps, widths)."""
+        starts = [0, *(event.step for event in self.events)]
+        ends = [*(event.step for event in self.events), total_steps]
+        widths = [self.seed_widths, *(event.widths for event in self.events)]
+        return [(end - start, width) for start, end, width in zip(starts, ends, widths, strict=True)]
+
+
+def select_sites(sites: Sequence[GrowthSite], patterns: Sequence[str]) -> list[GrowthSite]:
+    """The sites whose name fits one of the patterns (`*` and `?` as in a shell).
+
+    Raises:
+        UserInputError: a pattern fits no site.
+    """
+    names = [site.name for site in sites]
+    for pattern in patterns:
+        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
+            raise UserInputError(f"growth.sites: every pattern must fit a site, got {pattern!r}{_nearest(pattern, names)}")
+    return [site for site in sites if any(fnmatchcase(site.name, pattern) for pattern in patterns)]
+
+
+def resolve_targets(sites: Sequence[GrowthSite], target: float | Mapping[str, int]) -> dict[str, int]:
+    """Each site's final width.
+
+    Args:
+        target: a multiple of the seed width, or final widths by pattern of site names; sites that fit none stay.
+
+    Raises:
+        UserInputError: a target lies below the seed's width, or a pattern fits no site.
+    """
+    if not isinstance(target, Mapping):
+        return {site.name: max(site.seed_width, round(target * site.seed_width)) for site in sites}
+    targets = {site.name: site.seed_width for site in sites}
+    problems = []
+    for pattern, width in target.items():
+        fitting = [site for site in sites if fnmatchcase(site.name, pattern)]
+        if not fitting:
+            problems.append(f"growth.target: every pattern must fit a site, got {pattern!r}{_nearest(pattern, list(targets))}")
+        for site in fitting:
+            if width < site.seed_width:
+                problems.append(
+                    f"growth.target.{pattern}: a target must not lie below the seed's width, got {width} for {site.name} "
+                    f"of width {site.seed_width}"
+                )
+            targets[site.name] = width
+    if problems:
+        raise UserInputError("\n".join(problems))
+    return targets
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> str:
+    near = get_close_matches(pattern, names, n=1, cutoff=0.4)
+    listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    return f"; did you mean {near[0]!r}?" if near else f"; the sites are {listed}"
+
+
+def plan_growth(settings: GrowthSettings, states: Sequence[SiteState], clock: Clock) -> GrowthPlan | None:
+    """Play a policy through without training.
+
+    Returns:
+        The plan, or None if the trigger depends on what training gives.
+    """
+    policy = Policy.build(settings)
+    steps = policy.trigger.planned_steps(clock)
+    if steps is None:
+        return None
+    history, events = History(clock), []
+    current = {state.name: copy.copy(state) for state in states}
+    for step in steps:
+        history.step = step
+        decisions = policy.decide(list(current.values()), history)
+        if not decisions:
+            break
+        grown = {d.site: (current[d.site].width, current[d.site].width + d.num_new) for d in decisions}
+        history.growths.append(GrowthRecord(step, grown))
+        for name, (_, width) in grown.items():
+            old = current[name]
+            current[name] = SiteState(name, old.seed_width, width, old.target)
+        events.append(PlannedEvent(step, {name: state.width for name, state in current.items()}))
+    full = all(state.room == 0 for state in current.values())
+    return GrowthPlan({state.name: state.width for state in states}, events, full)

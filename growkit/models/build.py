@@ -1,0 +1,114 @@
+"""From settings to a seed model, and whether a model fits its data."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from growkit.config.models import CallableModelSettings, MlpSettings, ModelSettings, VggSettings, WrnSettings
+from growkit.errors import ModelError
+from growkit.models.mlp import MLP
+from growkit.models.vgg import VGG
+from growkit.models.wrn import WideResNet
+from growkit.rng import isolated
+
+__all__ = ["build_model", "check_output"]
+
+
+def build_model(settings: ModelSettings, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    """Build a seed model; initial weights come from torch's global generator, which the caller seeds.
+
+    Args:
+        settings: which model.
+        input_shape: of one input. A user's callable gets neither this nor num_outputs, only its `args`.
+        num_outputs: classes or regression targets.
+
+    Raises:
+        ModelError: the model does not take such inputs, or a user's callable cannot be imported or called.
+    """
+    match settings:
+        case MlpSettings():
+            return MLP(settings, input_shape, num_outputs)
+        case VggSettings():
+            return VGG(settings, input_shape, num_outputs)
+        case WrnSettings():
+            return WideResNet(settings, input_shape, num_outputs)
+        case CallableModelSettings():
+            return _call(settings)
+    raise TypeError(f"no model is made from {type(settings).__name__}")
+
+
+def _call(settings: CallableModelSettings) -> nn.Module:
+    make = _find(settings.name)
+    try:
+        model = make(**settings.args)
+    except Exception as error:  # the user's code may raise anything
+        raise ModelError(f"model {settings.name!r} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model {settings.name!r} must return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _find(name: str) -> Any:
+    module_name, _, path = name.partition(":")
+    try:
+        found = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise ModelError(
+            f"model {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}; is its folder on "
+            "PYTHONPATH?"
+        ) from error
+    for attribute in path.split("."):
+        if not hasattr(found, attribute):
+            near = difflib.get_close_matches(attribute, dir(found), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ModelError(f"model {name!r}: {module_name!r} has no {attribute!r}{hint}")
+        found = getattr(found, attribute)
+    if not callable(found):
+        raise ModelError(f"model {name!r} must be callable, got {type(found).__name__}")
+    return found
+
+
+def check_output(model: nn.Module, example: Tensor, num_outputs: int, task: str) -> None:
+    """Make sure that `model` gives one number per class or target; it runs once and is left as it was.
+
+    Args:
+        model: any module; its mode, buffers and torch's random state stay as they are.
+        example: inputs [B, ...] on the model's device.
+        num_outputs: classes or regression targets.
+        task: "classification" or "regression", for the message.
+
+    Raises:
+        ModelError: the model does not take the inputs, or its output is not [B, num_outputs].
+    """
+    try:
+        output = _evaluate(model, example)
+    except Exception as error:  # a user's forward may raise anything
+        raise ModelError(
+            f"the model does not take inputs {list(example.shape)} of {example.dtype}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(output, Tensor):
+        raise ModelError(f"the model must return one tensor [B, {num_outputs}], got {type(output).__name__}")
+    if output.shape != (len(example), num_outputs):
+        noun = "classes" if task == "classification" else "targets"
+        raise ModelError(
+            f"the model gives {list(output.shape)} outputs for {len(example)} inputs, the data have {num_outputs} "
+            f"{noun}; it must give [{len(example)}, {num_outputs}]"
+        )
+
+
+def _evaluate(model: nn.Module, example: Tensor) -> Any:
+    """Outputs in evaluation mode. Buffers are lent as copies, so that one the forward writes to stays as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with torch.no_grad(), isolated():
+            return functional_call(model.eval(), buffers, (example,))
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,281 @@
+"""READ FIRST: a run from settings to result. Train a stage, grow, train the next, until the steps are done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from growkit.assembly import Assembly, assemble
+from growkit.checkpoint import Architecture, save_model
+from growkit.config import Config
+from growkit.cost import TrainingCost, count_flops, count_params
+from growkit.data import Data, batches
+from growkit.environment import describe_environment
+from growkit.graph import Refusal
+from growkit.growth.base import EpochRecord, History
+from growkit.growth.controller import GrowthEvent
+from growkit.report import ConsoleReport, JsonLines, MetricsTable, Observer, Reporter, RunFacts, RunFolder
+from growkit.surgery import Inputs
+from growkit.train import Evaluation, evaluate
+
+__all__ = ["RESULT_VERSION", "RunResult", "Stage", "run"]
+
+RESULT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The training between two growth events: steps done before and after it, and the model it trained."""
+
+    number: int
+    first_step: int
+    last_step: int
+    widths: dict[str, int]
+    params: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gives back.
+
+    Attributes:
+        model: the final model, in eval mode. folder: the run folder; None where none was written.
+        result: what result.json holds. stages, history, events, refusals: how it came about.
+    """
+
+    model: nn.Module
+    folder: Path | None
+    result: dict[str, Any]
+    stages: list[Stage]
+    history: History
+    events: list[GrowthEvent]
+    refusals: list[Refusal]
+
+
+def run(
+    config: Config,
+    *,
+    model: nn.Module | None = None,
+    data: Data | None = None,
+    observers: Sequence[Observer] | None = None,
+    writes: bool = True,
+) -> RunResult:
+    """Train and grow one model as `config` says.
+
+    Args:
+        config: the settings.
+        model: a live seed module, grown in place, in place of `config.model`. data: in place of `config.data`.
+        observers: who watches beside the run folder; None prints to the terminal.
+        writes: whether to write a run folder under `config.run.root`.
+
+    Raises:
+        UserInputError: something the user gave does not fit; nothing has been written.
+        GrowkitError: the run failed.
+    """
+    parts = assemble(config, model=model, data=data, writes=writes)
+    with ExitStack() as stack:
+        progress = stack.enter_context(_Progress.open(parts, observers, writes))
+        try:
+            while not parts.trainer.finished:
+                progress.train_stage()
+                if parts.controller.due(progress.history):
+                    progress.grow()
+        except KeyboardInterrupt:
+            progress.save_stage(len(progress.stages))
+            progress.report.interrupted(parts.trainer.step)
+            raise
+        return progress.conclude()
+
+
+@dataclass
+class _Progress:
+    """A run under way: the parts, the books, and who is told."""
+
+    parts: Assembly
+    report: Reporter
+    folder: Path | None
+    history: History
+    cost: TrainingCost = field(default_factory=TrainingCost)
+    stages: list[Stage] = field(default_factory=list)
+    events: list[GrowthEvent] = field(default_factory=list)
+    first_gradients: dict[str, float] = field(default_factory=dict)  # smallest seen per site
+    validation: Evaluation | None = None
+    cpu_started: float = field(default_factory=time.process_time)
+    wall_started: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def open(cls, parts: Assembly, observers: Sequence[Observer] | None, writes: bool) -> _Progress:
+        watching = list(observers) if observers is not None else [ConsoleReport()]
+        folder = None
+        if writes:
+            run_folder = RunFolder(parts.config.run.root, parts.config.run.name or "run")
+            folder = run_folder.path
+            watching = [run_folder, *_recorders(folder, parts.config.run.tensorboard), *watching]
+        progress = cls(parts, Reporter(watching), folder, History(parts.clock))
+        progress._start()
+        return progress
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.report.close()
+
+    def _start(self) -> None:
+        parts = self.parts
+        self._measure_model()
+        self.report.started(
+            RunFacts(
+                config=parts.config,
+                folder=None if self.folder is None else str(self.folder),
+                environment={**describe_environment(), "compute": parts.compute.to_json()},
+                data={"name": parts.data.name, "task": parts.data.task, "splits": _sizes(parts.data), "fingerprint": parts.data.fingerprint()},
+                widths=parts.widths,
+                targets=parts.controller.targets,
+                refusals=parts.controller.refusals,
+                plan=parts.plan,
+                params=self.params,
+                flops=self.flops,
+                total_steps=parts.clock.total_steps,
+                steps_per_epoch=parts.clock.steps_per_epoch,
+            )
+        )
+        for message in parts.warnings:
+            self.report.warned(message)
+
+    def train_stage(self) -> None:
+        """Train until growth is due or the steps are done."""
+        first_step = self.parts.trainer.step
+        self.parts.trainer.train_stage(stop=self._stop, on_step=self._after_step, on_epoch=self._after_epoch)
+        self.stages.append(
+            Stage(len(self.stages), first_step, self.parts.trainer.step, self.parts.widths, self.params, self.flops)
+        )
+        self.save_stage(self.stages[-1].number)
+
+    def grow(self) -> None:
+        """One growth event on a fresh batch of training data."""
+        parts = self.parts
+        size = getattr(parts.config.growth.initializer, "batch_size", parts.config.train.batch_size)
+        stream = parts.streams.generator("growth")
+        inputs, targets = next(batches(parts.data, "train", size, order=stream, augmentation=stream, channels_last=parts.compute.channels_last))
+        event = parts.controller.grow(parts.trainer.optimizer, Inputs((inputs,)), targets, self.history)
+        self.cost.add("growth", event.flops_spent)
+        self.events.append(event)
+        self._measure_model()
+        self.report.growth(event, parts.widths, self.cost.training)
+
+    def save_stage(self, number: int) -> None:
+        """Write the model as it is into `stages/`."""
+        if self.folder is not None:
+            save_model(self.folder / "stages" / f"{number:03d}", self.parts.model, self._architecture())
+
+    def conclude(self) -> RunResult:
+        """Evaluate on the test split, write the final model and the result."""
+        parts = self.parts
+        test = self._evaluate("test")
+        parts.model.eval()
+        if self.folder is not None:
+            save_model(self.folder / "model", parts.model, self._architecture())
+        result = {
+            "version": RESULT_VERSION,
+            "test": _scores(test),
+            "validate": _scores(self.validation),
+            "params": self.params,
+            "flops": self.flops,
+            "train_flops": self.cost.training,
+            "other_flops": dict(self.cost.other),
+            "planned_train_flops": parts.planned_flops,
+            "cpu_seconds": round(time.process_time() - self.cpu_started, 3),
+            "wall_seconds": round(time.perf_counter() - self.wall_started, 3),
+            "steps": parts.trainer.step,
+            "epochs": parts.trainer.epoch,
+            "events": len(self.events),
+            "seed": parts.config.seed,
+            "control": parts.config.control,
+            "widths": parts.widths,
+            "largest_change": {
+                mode: max((getattr(event.change, mode) for event in self.events), default=None) for mode in ("eval", "train")
+            },
+            "smallest_new_gradient": min(self.first_gradients.values(), default=None),
+            "compute": parts.compute.to_json(),
+            "folder": None if self.folder is None else str(self.folder),
+        }
+        self.report.finished(result)
+        return RunResult(parts.model, self.folder, result, self.stages, self.history, self.events, list(parts.controller.refusals))
+
+    def _stop(self, step: int) -> bool:
+        return self.parts.controller.due(self.history)
+
+    def _after_step(self, step: int) -> None:
+        self.history.step = step
+        self.cost.add_steps(self.flops, self.parts.trainer.last_batch_size)
+        if norms := self.parts.controller.first_step_gradients():
+            self.report.new_units(step, norms)
+            self.first_gradients |= {site: min(norm, self.first_gradients.get(site, norm)) for site, norm in norms.items()}
+        self.report.step(step)
+
+    def _after_epoch(self, train: Evaluation) -> None:
+        trainer = self.parts.trainer
+        self.validation = self._evaluate("validate")
+        record = EpochRecord(
+            step=trainer.step,
+            epoch=trainer.epoch,
+            learning_rate=trainer.learning_rate,
+            train_loss=train.loss,
+            train_accuracy=train.accuracy,
+            validate_loss=None if self.validation is None else self.validation.loss,
+            validate_accuracy=None if self.validation is None else self.validation.accuracy,
+            params=self.params,
+            flops=self.flops,
+            train_flops=self.cost.training,
+            cpu_seconds=round(time.process_time() - self.cpu_started, 3),
+            wall_seconds=round(time.perf_counter() - self.wall_started, 3),
+        )
+        self.history.epochs.append(record)
+        self.report.epoch(record, self.parts.widths)
+
+    def _evaluate(self, split: str) -> Evaluation | None:
+        result = evaluate(self.parts.model, self.parts.data, split, self.parts.compute)
+        if result is not None:
+            self.cost.add("evaluation", self.flops * result.samples)
+        return result
+
+    def _measure_model(self) -> None:
+        self.params = count_params(self.parts.model)
+        self.flops = count_flops(self.parts.model, self.parts.data.example(2)).total
+
+    def _architecture(self) -> Architecture:
+        parts = self.parts
+        return Architecture(
+            seed=parts.seed_settings,
+            seed_class=type(parts.model).__qualname__,
+            input_shape=parts.data.input_shape,
+            num_outputs=parts.data.num_outputs,
+            channels_last=parts.compute.channels_last,
+            edits=list(parts.controller.edits),
+        )
+
+
+def _recorders(folder: Path, tensorboard: bool) -> list[Observer]:
+    recorders: list[Observer] = [JsonLines((folder / "events.jsonl").open("w")), MetricsTable(folder / "metrics.csv")]
+    if tensorboard:
+        from growkit.report.tensorboard import TensorBoard
+
+        recorders.append(TensorBoard(folder / "tb"))
+    return recorders
+
+
+def _sizes(data: Data) -> dict[str, int]:
+    return {name: len(split) for name, split in data.splits.items()}
+
+
+def _scores(evaluation: Evaluation | None) -> dict[str, float | None] | None:
+    return None if evaluation is None else {"accuracy": evaluation.accuracy, "loss": evaluation.loss}

@@ -1,0 +1,153 @@
+"""The terminal: a bar and a line per epoch, a box per growth event, six lines at the end; plain lines where it is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from growkit.growth.base import EpochRecord
+from growkit.growth.controller import GrowthEvent
+from growkit.report.observer import Observer, RunFacts
+
+__all__ = ["ConsoleReport", "human", "summary_lines"]
+
+
+def human(count: float) -> str:
+    """A count in at most four characters and a unit: 1234567 -> '1.23M'."""
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.0f}"
+
+
+class ConsoleReport(Observer):
+    """Prints a run for a person.
+
+    Args:
+        console: rich's; tests pass one that records.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._facts: RunFacts | None = None
+
+    def started(self, facts: RunFacts) -> None:
+        self._facts = facts
+        sizes = facts.data["splits"]
+        self._print(f"data      {facts.data['name']}: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
+        self._print(f"model     {facts.config.model.name}: {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample")
+        self._print(f"compute   {facts.environment['compute']['device']}, {facts.environment['compute']['precision']} ({facts.environment['compute']['reason']})")
+        self._print(f"growth    {_growth_line(facts)}")
+        if facts.folder:
+            self._print(f"folder    {facts.folder}")
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("steps"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task("train", total=facts.steps_per_epoch, epoch=1)
+
+    def step(self, step: int) -> None:
+        if self._progress is not None and self._task is not None and self._facts is not None:
+            done = (step - 1) % self._facts.steps_per_epoch + 1
+            self._progress.update(self._task, completed=done, epoch=(step - 1) // self._facts.steps_per_epoch + 1)
+
+    def epoch(self, record: EpochRecord, widths: Mapping[str, int]) -> None:
+        parts = [f"epoch {record.epoch:>3}", f"loss {record.train_loss:.4f}"]
+        if record.train_accuracy is not None:
+            parts.append(f"acc {record.train_accuracy:6.2%}")
+        if record.validate_loss is not None:
+            parts.append(f"validate {record.validate_loss:.4f}")
+        if record.validate_accuracy is not None:
+            parts.append(f"{record.validate_accuracy:6.2%}")
+        parts += [f"lr {record.learning_rate:.4g}", f"{human(record.params)} params", f"{human(record.train_flops)}FLOPs spent"]
+        self._print("  ".join(parts))
+
+    def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
+        lines = [
+            f"{g.site}: {g.old_width} -> {g.new_width}   {g.initializer}, {g.form}" + _notes(g.reason, g.facts) for g in event.grown
+        ]
+        lines += [f"{r.name}: given up, {r.reason}" for r in event.refused]
+        lines.append(
+            f"parameters {event.params_before:,} -> {event.params_after:,}   loss {event.loss_before:.6f} -> {event.loss_after:.6f}   "
+            f"change {event.change.eval:.1e} eval, {event.change.train:.1e} train"
+        )
+        title = f"growth at step {event.step}"
+        if self._console.is_terminal:
+            self._console.print(Panel(Text("\n".join(lines)), title=title, box=box.ROUNDED, expand=False))
+        else:
+            self._print(f"+-- {title}")
+            for line in lines:
+                self._print(f"| {line}")
+
+    def warned(self, message: str) -> None:
+        self._print(f"warning: {message}")
+
+    def finished(self, result: Mapping[str, Any]) -> None:
+        self.close()
+        for line in summary_lines(result):
+            self._print(line)
+
+    def interrupted(self, step: int) -> None:
+        self.close()
+        self._print(f"interrupted after step {step}; what was logged is kept")
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(line))
+
+
+def _notes(reason: str, facts: Mapping[str, Any]) -> str:
+    beyond = facts.get("random_beyond_rank")
+    return (f"; {beyond} units beyond the gradient's rank are random" if beyond else "") + (
+        f" ({reason})" if reason not in ("asked for", "its only form") else ""
+    )
+
+
+def _growth_line(facts: RunFacts) -> str:
+    if facts.config.control != "none":
+        return f"none: control {facts.config.control}, {facts.total_steps} steps for the training FLOPs of the growth plan"
+    if facts.config.growth.when.name == "never":
+        return "never"
+    room = [f"{len(facts.widths)} sites"]
+    if facts.plan is not None:
+        room.append(f"{len(facts.plan.events)} events" + ("" if facts.plan.reaches_target else ", target not reached"))
+    if facts.refusals:
+        room.append(f"{len(facts.refusals)} widths refused (events.jsonl says why)")
+    return f"{facts.config.growth.initializer.name}, " + ", ".join(room)
+
+
+def summary_lines(result: Mapping[str, Any]) -> list[str]:
+    """The end of a run in six lines."""
+    scores = []
+    for split in ("test", "validate"):
+        if result[split] is not None:
+            accuracy = result[split]["accuracy"]
+            scores.append(f"{split} " + (f"{accuracy:.2%} " if accuracy is not None else "") + f"(loss {result[split]['loss']:.4f})")
+    folder = result["folder"]
+    return [
+        "result    " + (", ".join(scores) or "no test or validate split"),
+        f"model     {result['params']:,} parameters, {human(result['flops'])}FLOPs per sample, after {result['events']} growth events",
+        f"cost      {human(result['train_flops'])}FLOPs of training, {human(sum(result['other_flops'].values()))}FLOPs of growth and evaluation",
+        f"time      {result['cpu_seconds']:.1f} CPU-seconds, {result['wall_seconds']:.1f} s",
+        f"files     {folder}" if folder else "files     none written",
+        f"next      tensorboard --logdir {folder}/tb" if folder else "next      pass root= to keep a run folder",
+    ]

@@ -1,0 +1,119 @@
+"""The run folder: `root/name/STAMP`, made for one run and never written over."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from growkit.config import Config, dump_config
+from growkit.errors import UserInputError
+from growkit.growth.base import EpochRecord
+from growkit.report.observer import Observer, RunFacts
+
+__all__ = ["MetricsTable", "RunFolder", "check_writable", "write_atomically"]
+
+
+class RunFolder(Observer):
+    """Creates the folder and keeps config.yaml, env.json and result.json in it.
+
+    Args:
+        root: folder of all runs. name: of this experiment.
+
+    Raises:
+        UserInputError: the folder cannot be made or written.
+    """
+
+    def __init__(self, root: str | Path, name: str):
+        self.path = _make(Path(root) / name)
+
+    def started(self, facts: RunFacts) -> None:
+        self._write("config.yaml", dump_config(facts.config))
+        self._write("env.json", _json({**facts.environment, "data": facts.data}))
+        _point_latest(self.path)
+
+    def finished(self, result: Mapping[str, Any]) -> None:
+        self._write("result.json", _json(result))
+
+    def _write(self, name: str, text: str) -> None:
+        write_atomically(self.path / name, text.encode())
+
+
+class MetricsTable(Observer):
+    """metrics.csv: a row per epoch; the columns are the fields of EpochRecord, then `width/SITE` for every site."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("w", newline="")
+        self._writer: csv.DictWriter[str] | None = None
+
+    def started(self, facts: RunFacts) -> None:
+        columns = [field.name for field in fields(EpochRecord)] + [f"width/{site}" for site in facts.widths]
+        self._writer = csv.DictWriter(self._file, columns)
+        self._writer.writeheader()
+        self._file.flush()
+
+    def epoch(self, record: EpochRecord, widths: Mapping[str, int]) -> None:
+        assert self._writer is not None
+        self._writer.writerow({**asdict(record), **{f"width/{site}": width for site, width in widths.items()}})
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def check_writable(root: str | Path) -> None:
+    """Refuse a root in which no run folder could be made, before any work is done.
+
+    Raises:
+        UserInputError: `root` or its nearest existing parent is not a folder that can be written.
+    """
+    existing = Path(root).absolute()
+    while not existing.exists() and not existing.is_symlink():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserInputError(f"run.root must be a folder, got {root}: {existing} is a file; choose another run.root")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserInputError(f"run.root must be writable, got {root}: {existing} is not; choose another run.root")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is either whole or absent: under a temporary name, then renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _make(parent: Path) -> Path:
+    check_writable(parent)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1000):
+        path = parent / (stamp if attempt == 0 else f"{stamp}-{attempt + 1}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserInputError(f"run.root must be a folder that can be written, got {parent}: {error.strerror}") from error
+    raise UserInputError(f"no free name for a run folder in {parent}")
+
+
+def _point_latest(path: Path) -> None:
+    link, temporary = path.parent / "latest", path.parent / f".latest-{path.name}"
+    try:
+        temporary.symlink_to(path.name)
+        temporary.replace(link)
+    except OSError:  # file systems without symbolic links: the folder's own name still says which is newest
+        temporary.unlink(missing_ok=True)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, default=str) + "\n"

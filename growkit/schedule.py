@@ -1,0 +1,28 @@
+"""Learning-rate schedules as pure functions of progress: nothing to save, nothing to grow."""
+
+from __future__ import annotations
+
+import math
+
+from growkit.config.train import ConstantSettings, CosineSettings, ScheduleSettings, StepSettings
+
+__all__ = ["rate_factor"]
+
+
+def rate_factor(settings: ScheduleSettings, step: int, total_steps: int, steps_per_epoch: int) -> float:
+    """What the learning rate is multiplied by for optimizer step number `step` (from 0) of `total_steps`.
+
+    Warm-up rises linearly from 1/n to 1 over its n steps; the schedule itself runs over the whole run.
+    """
+    warmup = settings.warmup_epochs * steps_per_epoch
+    rise = min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
+    return rise * _shape(settings, step / max(1, total_steps))
+
+
+def _shape(settings: ScheduleSettings, progress: float) -> float:
+    if isinstance(settings, CosineSettings):
+        return settings.final + (1.0 - settings.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    if isinstance(settings, StepSettings):
+        return settings.factor ** sum(progress >= milestone for milestone in settings.milestones)
+    assert isinstance(settings, ConstantSettings), f"no shape for {type(settings).__name__}"
+    return 1.0

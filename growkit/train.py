@@ -1,0 +1,190 @@
+"""One train stage: steps, epochs, evaluation. It knows nothing of growth; it only stops when it is told to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from growkit.config.train import TrainSettings
+from growkit.data import Data, batches, num_batches
+from growkit.device import ComputePolicy
+from growkit.errors import TrainingError
+from growkit.rng import Streams
+from growkit.schedule import rate_factor
+
+__all__ = ["Evaluation", "Trainer", "data_loss", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss and, for classification, accuracy in 0..1 over some samples."""
+
+    loss: float
+    accuracy: float | None
+    samples: int
+
+
+def data_loss(task: str, label_smoothing: float = 0.0) -> Callable[[Any, Tensor], Tensor]:
+    """The loss of (outputs, targets) for a task: cross-entropy in nats, or mean squared error."""
+    if task == "classification":
+        return lambda outputs, targets: F.cross_entropy(outputs.float(), targets, label_smoothing=label_smoothing)
+    return lambda outputs, targets: F.mse_loss(outputs.float(), targets)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Data, split: str, compute: ComputePolicy, batch_size: int = 1000) -> Evaluation | None:
+    """Loss (without label smoothing) and accuracy of `model` on a split; None where the split is empty."""
+    if len(data.splits[split]) == 0:
+        return None
+    was_training = model.training
+    model.eval()
+    meter, loss = _Meter(data.task), data_loss(data.task)
+    for inputs, targets in batches(data, split, batch_size, channels_last=compute.channels_last):
+        with compute.autocast():
+            outputs = model(inputs)
+        meter.add(loss(outputs, targets), outputs, targets)
+    model.train(was_training)
+    return meter.result()
+
+
+class _Meter:
+    """Sums on the device; one transfer to the host when the result is asked for."""
+
+    def __init__(self, task: str):
+        self._classification = task == "classification"
+        self._sums: Tensor | None = None
+        self._samples = 0
+
+    def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        correct = (outputs.argmax(1) == targets).sum() if self._classification else loss.new_zeros(())
+        sums = torch.stack([loss.detach().double() * len(targets), correct.double()])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._samples += len(targets)
+
+    def result(self) -> Evaluation:
+        assert self._sums is not None, "nothing was added"
+        loss, correct = self._sums.tolist()
+        accuracy = correct / self._samples if self._classification else None
+        return Evaluation(loss / self._samples, accuracy, self._samples)
+
+
+@dataclass
+class Trainer:
+    """Trains one model to the end of its step budget, in as many stages as it is interrupted.
+
+    Attributes:
+        model, optimizer: changed in place; the model may be widened between stages.
+        data: device-resident. settings: of training. compute: device and precision. streams: random streams.
+        total_steps: the whole run's optimizer steps. step, epoch: done so far.
+        last_batch_size: samples of the last step, for the FLOPs ledger.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    data: Data
+    settings: TrainSettings
+    compute: ComputePolicy
+    streams: Streams
+    total_steps: int
+    step: int = 0
+    epoch: int = 0
+    last_batch_size: int = 0
+    _source: Iterator[tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.loss = data_loss(self.data.task, self.settings.label_smoothing)
+        self.steps_per_epoch = num_batches(self.data, "train", self.settings.batch_size, training=True)
+        self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._meter = _Meter(self.data.task)
+        torch.manual_seed(self.streams.seed_of("dropout"))  # the global stream serves dropout from here on
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step is done."""
+        return self.step >= self.total_steps
+
+    @property
+    def learning_rate(self) -> float:
+        """The first parameter group's present learning rate."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def train_stage(
+        self,
+        *,
+        stop: Callable[[int], bool],
+        on_step: Callable[[int], None] = lambda step: None,
+        on_epoch: Callable[[Evaluation], None] = lambda result: None,
+    ) -> None:
+        """Train until `stop(step)` says so or the run's steps are done.
+
+        Args:
+            stop: asked after every optimizer step. on_step: called after every step, gradients still in place.
+            on_epoch: called after the last step of every epoch with the mean training loss and accuracy.
+
+        Raises:
+            TrainingError: the loss is not finite at the end of an epoch.
+        """
+        while not self.finished:
+            self._one_step(*self._next_batch())
+            on_step(self.step)
+            if self.step % self.steps_per_epoch == 0 or self.finished:
+                self._close_epoch(on_epoch)
+            if stop(self.step):
+                return
+
+    def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
+        self._set_rate()
+        self.model.train()
+        outputs: Tensor | None = None
+
+        def closure() -> Tensor:
+            nonlocal outputs
+            self.optimizer.zero_grad(set_to_none=True)
+            with self.compute.autocast():
+                outputs = self.model(inputs)
+            loss = self.loss(outputs, targets)
+            loss.backward()
+            return loss
+
+        loss = self.optimizer.step(closure)
+        assert outputs is not None and loss is not None
+        self._meter.add(torch.as_tensor(loss), outputs.detach(), targets)
+        self.step += 1
+        self.last_batch_size = len(targets)
+
+    def _set_rate(self) -> None:
+        factor = rate_factor(self.settings.schedule, self.step, self.total_steps, self.steps_per_epoch)
+        for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = base * factor
+
+    def _next_batch(self) -> tuple[Tensor, Tensor]:
+        while True:
+            if self._source is None:
+                self._source = batches(
+                    self.data,
+                    "train",
+                    self.settings.batch_size,
+                    order=self.streams.generator("order"),
+                    augmentation=self.streams.generator("augmentation"),
+                    channels_last=self.compute.channels_last,
+                )
+            batch = next(self._source, None)
+            if batch is not None:
+                return batch
+            self._source = None
+
+    def _close_epoch(self, on_epoch: Callable[[Evaluation], None]) -> None:
+        self.epoch += 1
+        result, self._meter = self._meter.result(), _Meter(self.data.task)
+        if not math.isfinite(result.loss):
+            raise TrainingError(
+                f"the training loss must stay finite, got {result.loss} in epoch {self.epoch} (step {self.step}); "
+                "lower train.optimizer.lr, or add train.schedule.warmup_epochs"
+            )
+        on_epoch(result)

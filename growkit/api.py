@@ -107,7 +107,9 @@ def grow(
     )
 
 
-def _settings(config: Config | Mapping[str, Any] | str | Path | None, budget: Mapping[str, int] | None, root: str | Path | None) -> Config:
+def _settings(
+    config: Config | Mapping[str, Any] | str | Path | None, budget: Mapping[str, int] | None, root: str | Path | None
+) -> Config:
     if isinstance(config, str | Path):
         config = load_config(config)
     base = config if isinstance(config, Config) else config_from_overrides(config or {})
@@ -141,7 +143,9 @@ def widen(
     """
     settings = {"zero": ZeroSettings(), "random": RandomSettings(form="zero_fan_out")}.get(initializer)
     if settings is None:
-        raise UserInputError(f"widen's initializer must be 'zero' or 'random', got {initializer!r}; those that need data, such as gradmax, run in growkit.grow")
+        raise UserInputError(
+            f"widen's initializer must be 'zero' or 'random', got {initializer!r}; those that need data, such as gradmax, run in growkit.grow"
+        )
     if num_new < 1:
         raise GrowthRefused(f"{site.name} must grow by at least 1 unit, got {num_new}")
     nothing = Measurement(model, _no_loss, Inputs(), torch.empty(0), (site,))

@@ -60,7 +60,9 @@ class Assembly:
         return {site.name: site.width for site in self.controller.tracked}
 
 
-def assemble(config: Config, *, model: nn.Module | None = None, data: Data | None = None, writes: bool = True) -> Assembly:
+def assemble(
+    config: Config, *, model: nn.Module | None = None, data: Data | None = None, writes: bool = True
+) -> Assembly:
     """Build data, seed, graph, controller and trainer.
 
     Args:
@@ -82,7 +84,9 @@ def assemble(config: Config, *, model: nn.Module | None = None, data: Data | Non
     return _control(config, data, model, compute, planned)
 
 
-def _fit(config: Config, data: Data, live: nn.Module | None, compute: ComputePolicy, total_steps: int | None = None) -> Assembly:
+def _fit(
+    config: Config, data: Data, live: nn.Module | None, compute: ComputePolicy, total_steps: int | None = None
+) -> Assembly:
     streams = Streams(config.seed)
     with isolated(streams.seed_of("init")):
         model = live if live is not None else build_model(config.model, data.input_shape, data.num_outputs)
@@ -92,14 +96,22 @@ def _fit(config: Config, data: Data, live: nn.Module | None, compute: ComputePol
     steps_per_epoch = num_batches(data, "train", config.train.batch_size, training=True)
     clock = Clock(steps_per_epoch, total_steps or steps_per_epoch * config.train.epochs)
     loss = data_loss(data.task, config.train.label_smoothing)
-    controller = GrowthController(model, find_sites(model, example), config.growth, loss, compute, streams.generator("growth"))
+    controller = GrowthController(
+        model, find_sites(model, example), config.growth, loss, compute, streams.generator("growth")
+    )
     controller.prepare(Inputs((example,)))
     plan = controller.plan(clock)
     counted = count_flops(model, example)
     # the graph's own formulas serve hypothetical widths; what they leave out does not change with the widths they know
     beyond_graph = counted.total - controller.sites.graph.flops()
     trainer = Trainer(
-        model, build_optimizer(config.train.optimizer, model.parameters()), data, config.train, compute, streams, clock.total_steps
+        model,
+        build_optimizer(config.train.optimizer, model.parameters()),
+        data,
+        config.train,
+        compute,
+        streams,
+        clock.total_steps,
     )
     return Assembly(
         config=config,
@@ -136,7 +148,10 @@ def _control(config: Config, data: Data, live: nn.Module | None, compute: Comput
     config = config.model_copy(update=update)
     with isolated(Streams(config.seed).seed_of("init")):
         flops = count_flops(
-            live if live is not None else build_model(config.model, data.input_shape, data.num_outputs).to(compute.device), data.example(1)
+            live
+            if live is not None
+            else build_model(config.model, data.input_shape, data.num_outputs).to(compute.device),
+            data.example(1),
         ).total
     samples_per_step = planned.data.train.targets.shape[0] / planned.trainer.steps_per_epoch
     steps = max(1, round(planned.planned_flops / (3 * flops * samples_per_step)))
@@ -147,25 +162,36 @@ def _planned_flops(plan: GrowthPlan, controller: GrowthController, trainer: Trai
     samples_per_step = len(trainer.data.train) / trainer.steps_per_epoch
     graph = controller.sites.graph
     return round(
-        sum(3 * (graph.flops(widths) + beyond_graph) * steps * samples_per_step for steps, widths in plan.stages(trainer.total_steps))
+        sum(
+            3 * (graph.flops(widths) + beyond_graph) * steps * samples_per_step
+            for steps, widths in plan.stages(trainer.total_steps)
+        )
     )
 
 
 def _check_splits(config: Config, data: Data) -> None:
     if len(data.train) < 2:
-        raise UserInputError(f"data: the train split must hold at least 2 samples, got {len(data.train)}; raise data.limit or lower data.split")
+        raise UserInputError(
+            f"data: the train split must hold at least 2 samples, got {len(data.train)}; raise data.limit or lower data.split"
+        )
 
 
-def _warnings(config: Config, controller: GrowthController, plan: GrowthPlan | None, unknown: tuple[str, ...], beyond_graph: int) -> list[str]:
+def _warnings(
+    config: Config, controller: GrowthController, plan: GrowthPlan | None, unknown: tuple[str, ...], beyond_graph: int
+) -> list[str]:
     found = []
     if plan is not None and config.growth.when.name == "periodic" and controller.tracked:
         wanted = config.growth.when.events
         if not plan.events:
             found.append("no growth event falls within the training: lower growth.when.start or raise train.epochs")
         elif wanted is not None and len(plan.events) < wanted:
-            found.append(f"{len(plan.events)} of the {wanted} growth events of growth.when take place before the training or the room ends")
+            found.append(
+                f"{len(plan.events)} of the {wanted} growth events of growth.when take place before the training or the room ends"
+            )
     if unknown:
         found.append(f"FLOPs leave out operators without a formula: {', '.join(unknown)}")
     if beyond_graph:
-        found.append(f"{beyond_graph:,} FLOPs per sample are outside the graph's formulas and taken as constant in the plan")
+        found.append(
+            f"{beyond_graph:,} FLOPs per sample are outside the graph's formulas and taken as constant in the plan"
+        )
     return found

@@ -70,7 +70,9 @@ class Architecture:
             UserInputError: another version, or not such a record.
         """
         if record.get("version") != ARCHITECTURE_VERSION:
-            raise UserInputError(f"{where}: version must be {ARCHITECTURE_VERSION}, got {record.get('version')!r}; another version of growkit wrote it")
+            raise UserInputError(
+                f"{where}: version must be {ARCHITECTURE_VERSION}, got {record.get('version')!r}; another version of growkit wrote it"
+            )
         try:
             seed = None if record["seed"] is None else TypeAdapter(AnyModel).validate_python(record["seed"])
             edits = tuple(EditRecord.from_json(edit) for edit in record["edits"])
@@ -89,7 +91,9 @@ def save_model(folder: Path, model: nn.Module, architecture: Architecture) -> No
     write_atomically(folder / "architecture.json", json.dumps(architecture.to_json()).encode())
 
 
-def load(run_dir: str | Path, stage: str | int = "final", *, seed_model: nn.Module | None = None, trust: bool = False) -> nn.Module:
+def load(
+    run_dir: str | Path, stage: str | int = "final", *, seed_model: nn.Module | None = None, trust: bool = False
+) -> nn.Module:
     """The model of a run, on the CPU in eval mode, bit-equal to what was saved.
 
     Args:
@@ -106,7 +110,11 @@ def load(run_dir: str | Path, stage: str | int = "final", *, seed_model: nn.Modu
         saved = sorted(path.name for path in (run / "stages").glob("*")) if (run / "stages").is_dir() else []
         raise UserInputError(
             f"{run}: a run folder must hold a saved model, got none for stage {stage!r}"
-            + (f"; there are stages {', '.join(str(int(name)) for name in saved)}" if saved else "; is it a run folder?")
+            + (
+                f"; there are stages {', '.join(str(int(name)) for name in saved)}"
+                if saved
+                else "; is it a run folder?"
+            )
         )
     return load_model(folder, seed_model=seed_model, trust=trust)
 

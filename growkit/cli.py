@@ -62,7 +62,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -71,12 +73,16 @@ def _options(
 @_guarded
 def run(
     config: Annotated[Path, typer.Argument(help="The run's YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings that go on top of the file's.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print settings, sizes and the growth plan; train nothing.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings that go on top of the file's.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print settings, sizes and the growth plan; train nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event.")] = False,
 ) -> None:
     """Train and grow one model."""
-    settings = _named(load_config(config, overrides or ()), config)
+    settings = load_config(config, overrides or ())
     if dry_run:
         _dry_run(settings, as_json)
         return
@@ -91,13 +97,6 @@ def run(
 def schema() -> None:
     """Print the JSON schema of a run's YAML file, for editors."""
     typer.echo(json.dumps(json_schema(), indent=2))
-
-
-def _named(settings: Config, path: Path) -> Config:
-    """A run without a name is called after its file."""
-    if settings.run.name is not None:
-        return settings
-    return settings.model_copy(update={"run": settings.run.model_copy(update={"name": path.stem})})
 
 
 def _dry_run(settings: Config, as_json: bool) -> None:

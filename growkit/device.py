@@ -72,7 +72,9 @@ def choose_compute(precision: str = "auto", device: str = "auto") -> ComputePoli
         UserInputError: CUDA is asked for and there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserInputError("train.device must name a device this machine has, got 'cuda' but torch finds no CUDA device; use 'auto' or 'cpu'")
+        raise UserInputError(
+            "train.device must name a device this machine has, got 'cuda' but torch finds no CUDA device; use 'auto' or 'cpu'"
+        )
     where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if precision != "auto":
         return ComputePolicy(where, precision, precision == "bf16", f"train.precision asks for {precision}")

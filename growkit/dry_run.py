@@ -36,7 +36,10 @@ def describe(config: Config) -> dict[str, Any]:
             }
             for site in parts.controller.tracked
         ],
-        "refused": [{"name": r.name, "width": r.width, "reason": r.reason, "location": r.location} for r in parts.controller.refusals],
+        "refused": [
+            {"name": r.name, "width": r.width, "reason": r.reason, "location": r.location}
+            for r in parts.controller.refusals
+        ],
         "plan": None if plan is None else [{"step": event.step, "widths": dict(event.widths)} for event in plan.events],
         "warnings": parts.warnings,
     }

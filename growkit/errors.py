@@ -1,13 +1,13 @@
 """The exception tree; every error growkit raises on purpose stands here.
 
-    GrowkitError                 exit code 3 unless a subclass says otherwise
-    ├── UserInputError           exit code 2: the user can mend it
-    │   ├── ConfigError          a setting is wrong (carries every problem found, with file:line:column)
-    │   ├── DataError            data missing, unreadable, truncated or of the wrong shape
-    │   ├── ModelError           a model cannot be built, traced or does not fit its data
-    │   └── GrowthRefused        a width may not grow; the reason and the user's file:line
-    ├── SurgeryError             an edit failed its verification and was rolled back
-    └── TrainingError            the run itself failed (loss became NaN, no memory left)
+GrowkitError                 exit code 3 unless a subclass says otherwise
+├── UserInputError           exit code 2: the user can mend it
+│   ├── ConfigError          a setting is wrong (carries every problem found, with file:line:column)
+│   ├── DataError            data missing, unreadable, truncated or of the wrong shape
+│   ├── ModelError           a model cannot be built, traced or does not fit its data
+│   └── GrowthRefused        a width may not grow; the reason and the user's file:line
+├── SurgeryError             an edit failed its verification and was rolled back
+└── TrainingError            the run itself failed (loss became NaN, no memory left)
 """
 
 from __future__ import annotations

@@ -137,7 +137,12 @@ class _Progress:
                 config=parts.config,
                 folder=None if self.folder is None else str(self.folder),
                 environment={**describe_environment(), "compute": parts.compute.to_json()},
-                data={"name": parts.data.name, "task": parts.data.task, "splits": _sizes(parts.data), "fingerprint": parts.data.fingerprint()},
+                data={
+                    "name": parts.data.name,
+                    "task": parts.data.task,
+                    "splits": _sizes(parts.data),
+                    "fingerprint": parts.data.fingerprint(),
+                },
                 widths=parts.widths,
                 targets=parts.controller.targets,
                 refusals=parts.controller.refusals,
@@ -165,7 +170,11 @@ class _Progress:
         parts = self.parts
         size = getattr(parts.config.growth.initializer, "batch_size", parts.config.train.batch_size)
         stream = parts.streams.generator("growth")
-        inputs, targets = next(batches(parts.data, "train", size, order=stream, augmentation=stream, channels_last=parts.compute.channels_last))
+        inputs, targets = next(
+            batches(
+                parts.data, "train", size, order=stream, augmentation=stream, channels_last=parts.compute.channels_last
+            )
+        )
         event = parts.controller.grow(parts.trainer.optimizer, Inputs((inputs,)), targets, self.history)
         self.cost.add("growth", event.flops_spent)
         self.events.append(event)
@@ -202,14 +211,17 @@ class _Progress:
             "control": parts.config.control,
             "widths": parts.widths,
             "largest_change": {
-                mode: max((getattr(event.change, mode) for event in self.events), default=None) for mode in ("eval", "train")
+                mode: max((getattr(event.change, mode) for event in self.events), default=None)
+                for mode in ("eval", "train")
             },
             "smallest_new_gradient": min(self.first_gradients.values(), default=None),
             "compute": parts.compute.to_json(),
             "folder": None if self.folder is None else str(self.folder),
         }
         self.report.finished(result)
-        return RunResult(parts.model, self.folder, result, self.stages, self.history, self.events, list(parts.controller.refusals))
+        return RunResult(
+            parts.model, self.folder, result, self.stages, self.history, self.events, list(parts.controller.refusals)
+        )
 
     def _stop(self, step: int) -> bool:
         return self.parts.controller.due(self.history)
@@ -219,7 +231,9 @@ class _Progress:
         self.cost.add_steps(self.flops, self.parts.trainer.last_batch_size)
         if norms := self.parts.controller.first_step_gradients():
             self.report.new_units(step, norms)
-            self.first_gradients |= {site: min(norm, self.first_gradients.get(site, norm)) for site, norm in norms.items()}
+            self.first_gradients |= {
+                site: min(norm, self.first_gradients.get(site, norm)) for site, norm in norms.items()
+            }
         self.report.step(step)
 
     def _after_epoch(self, train: Evaluation) -> None:

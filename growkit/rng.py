@@ -50,7 +50,9 @@ class Streams:
 @contextmanager
 def isolated(seed: int | None = None) -> Iterator[None]:
     """Run a block on torch's global generators and put their states back afterwards; `seed` seeds them for the block."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    devices = (
+        list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    )
     with torch.random.fork_rng(devices=devices):
         if seed is not None:
             torch.manual_seed(seed)

@@ -38,7 +38,9 @@ def data_loss(task: str, label_smoothing: float = 0.0) -> Callable[[Any, Tensor]
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: Data, split: str, compute: ComputePolicy, batch_size: int = 1000) -> Evaluation | None:
+def evaluate(
+    model: nn.Module, data: Data, split: str, compute: ComputePolicy, batch_size: int = 1000
+) -> Evaluation | None:
     """Loss (without label smoothing) and accuracy of `model` on a split; None where the split is empty."""
     if len(data.splits[split]) == 0:
         return None

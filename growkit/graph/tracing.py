@@ -119,7 +119,10 @@ def _trace(model: nn.Module, args: tuple, kwargs: dict[str, Any], *, training: b
         program, specialised = export(model, args, kwargs, strict=False), False
     except Exception as first:
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it prints graphs
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):  # it prints graphs
                 program, specialised = draft_export(model, args, kwargs, strict=False), True
         except Exception as second:
             mode = "train" if training else "eval"

@@ -133,7 +133,9 @@ class GrowthController:
         self._give_up(unserved)
         self._give_up(unsafe_sites(self.model, self.tracked, inputs))
         if not self.tracked and self.settings.when.name != "never":
-            raise UserInputError(f"growth needs at least one site that can grow, got none\n{describe_refusals(self.refusals)}")
+            raise UserInputError(
+                f"growth needs at least one site that can grow, got none\n{describe_refusals(self.refusals)}"
+            )
 
     def plan(self, clock: Clock) -> GrowthPlan | None:
         """The events to come, if the trigger knows them in advance."""
@@ -178,14 +180,19 @@ class GrowthController:
             params_after=count_params(self.model),
             flops_before=flops,
             flops_after=self._flops(inputs),
-            flops_spent=len(targets) * ((measurement.forwards + before.forwards) * flops + after.forwards * self._flops(inputs)),
+            flops_spent=len(targets)
+            * ((measurement.forwards + before.forwards) * flops + after.forwards * self._flops(inputs)),
             cpu_seconds=time.process_time() - started,
         )
 
     def first_step_gradients(self) -> dict[str, float]:
         """Gradient norm of each freshly grown site's new entries; call once after the first backward pass, then it is empty."""
         norms = {
-            site: float(torch.stack([(p.grad * mask).norm() for p, mask in entries if p.grad is not None] or [torch.zeros(())]).norm())
+            site: float(
+                torch.stack(
+                    [(p.grad * mask).norm() for p, mask in entries if p.grad is not None] or [torch.zeros(())]
+                ).norm()
+            )
             for site, entries in self._watched.items()
         }
         self._watched = {}
@@ -219,7 +226,9 @@ class GrowthController:
         assert server is not None, "prepare() gives up sites without an initializer"
         return server.name, server.extend(site, decision.num_new, measurement, self.generator)
 
-    def _operate(self, growths: list[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look) -> tuple[list[Edit], list[Refusal]]:
+    def _operate(
+        self, growths: list[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look
+    ) -> tuple[list[Edit], list[Refusal]]:
         """All sites at once; if that changes the outputs, each by itself, giving up those that do."""
         edit = self._verified(growths, optimizer, inputs, before)
         if isinstance(edit, Edit):
@@ -236,7 +245,9 @@ class GrowthController:
         self._give_up(refused)
         return edits, refused
 
-    def _verified(self, growths: Sequence[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look) -> Edit | str:
+    def _verified(
+        self, growths: Sequence[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look
+    ) -> Edit | str:
         edit = grow(self.model, growths, optimizer=optimizer)
         self.compute.place(self.model)
         align_state(optimizer)
@@ -244,9 +255,7 @@ class GrowthController:
         if change.worst <= self.settings.tolerance:
             return edit
         edit.undo()
-        return (
-            f"it changed the outputs by {change.worst:.2e} of their size, more than growth.tolerance {self.settings.tolerance:g}"
-        )
+        return f"it changed the outputs by {change.worst:.2e} of their size, more than growth.tolerance {self.settings.tolerance:g}"
 
     def _look(self, inputs: Inputs, targets: Tensor) -> _Look:
         with untouched(self.model), torch.no_grad():
@@ -278,7 +287,9 @@ def _relative(before: list[Tensor], after: list[Tensor] | None) -> float:
 
 
 def _describe(record: EditRecord, initializer: str, extended: Extended) -> SiteGrowth:
-    return SiteGrowth(record.site, record.old_width, record.new_width, initializer, extended.form, extended.reason, extended.facts)
+    return SiteGrowth(
+        record.site, record.old_width, record.new_width, initializer, extended.form, extended.reason, extended.facts
+    )
 
 
 def describe_refusals(refusals: Sequence[Refusal]) -> str:

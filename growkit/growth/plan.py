@@ -59,7 +59,9 @@ def select_sites(sites: Sequence[GrowthSite], patterns: Sequence[str]) -> list[G
     names = [site.name for site in sites]
     for pattern in patterns:
         if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
-            raise UserInputError(f"growth.sites: every pattern must fit a site, got {pattern!r}{_nearest(pattern, names)}")
+            raise UserInputError(
+                f"growth.sites: every pattern must fit a site, got {pattern!r}{_nearest(pattern, names)}"
+            )
     return [site for site in sites if any(fnmatchcase(site.name, pattern) for pattern in patterns)]
 
 
@@ -79,7 +81,9 @@ def resolve_targets(sites: Sequence[GrowthSite], target: float | Mapping[str, in
     for pattern, width in target.items():
         fitting = [site for site in sites if fnmatchcase(site.name, pattern)]
         if not fitting:
-            problems.append(f"growth.target: every pattern must fit a site, got {pattern!r}{_nearest(pattern, list(targets))}")
+            problems.append(
+                f"growth.target: every pattern must fit a site, got {pattern!r}{_nearest(pattern, list(targets))}"
+            )
         for site in fitting:
             if width < site.seed_width:
                 problems.append(

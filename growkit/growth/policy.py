@@ -31,6 +31,8 @@ class Policy:
         """What to grow now, the trigger having fired; empty where every site has reached its target."""
         candidates = [site for site in sites if site.room > 0]
         return [
-            GrowthDecision(site.name, min(self.allocator.units(site, history), site.room), type(self.trigger).__name__.lower())
+            GrowthDecision(
+                site.name, min(self.allocator.units(site, history), site.room), type(self.trigger).__name__.lower()
+            )
             for site in self.selector.select(candidates, history)
         ]

@@ -57,7 +57,9 @@ class _Tap(TorchFunctionMode):
         self._weights = weights
         self.calls: dict[str, Call] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         output = func(*args, **(kwargs or {}))
         if func is F.linear or func in _CONVOLUTIONS:
             given = dict(zip(_CONVOLUTION_ARGUMENTS, args, strict=False)) | (kwargs or {})
@@ -85,7 +87,9 @@ class _Tap(TorchFunctionMode):
         elif padding == "valid":
             padding = 0
         given = given | {"padding": padding}
-        return Call(given["input"], output, given.get("bias"), per_dimension("stride", 1), per_dimension("padding", 0), dilation)
+        return Call(
+            given["input"], output, given.get("bias"), per_dimension("stride", 1), per_dimension("padding", 0), dilation
+        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ class GradientMatrix:
     fan_in_shape: tuple[int, ...]
 
 
-def gradient_matrix(producer: Call, consumer: Call, producer_weight: Tensor, consumer_weight: Tensor, *, centre: bool = False) -> GradientMatrix:
+def gradient_matrix(
+    producer: Call, consumer: Call, producer_weight: Tensor, consumer_weight: Tensor, *, centre: bool = False
+) -> GradientMatrix:
     """The matrix M with dL/dw_in = M^T w_out for a unit of zero fan-in and unit slope between the two layers.
 
     Exact for any stride, padding and dilation, borders included: the output gradient is spread back to the hidden
@@ -156,7 +162,9 @@ def _spread_back(producer: Call, consumer: Call, weight: Tensor) -> Tensor:
     hidden = producer.output.shape[2:]
     reach = [
         (size - 1) * s - 2 * p + d * (k - 1) + 1
-        for size, s, p, d, k in zip(dz.shape[2:], consumer.stride, consumer.padding, consumer.dilation, kernel, strict=True)
+        for size, s, p, d, k in zip(
+            dz.shape[2:], consumer.stride, consumer.padding, consumer.dilation, kernel, strict=True
+        )
     ]
     transposed = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(kernel)]
     return transposed(

@@ -43,8 +43,12 @@ class ConsoleReport(Observer):
         self._facts = facts
         sizes = facts.data["splits"]
         self._print(f"data      {facts.data['name']}: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
-        self._print(f"model     {facts.config.model.name}: {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample")
-        self._print(f"compute   {facts.environment['compute']['device']}, {facts.environment['compute']['precision']} ({facts.environment['compute']['reason']})")
+        self._print(
+            f"model     {facts.config.model.name}: {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample"
+        )
+        self._print(
+            f"compute   {facts.environment['compute']['device']}, {facts.environment['compute']['precision']} ({facts.environment['compute']['reason']})"
+        )
         self._print(f"growth    {_growth_line(facts)}")
         if facts.folder:
             self._print(f"folder    {facts.folder}")
@@ -74,12 +78,17 @@ class ConsoleReport(Observer):
             parts.append(f"validate {record.validate_loss:.4f}")
         if record.validate_accuracy is not None:
             parts.append(f"{record.validate_accuracy:6.2%}")
-        parts += [f"lr {record.learning_rate:.4g}", f"{human(record.params)} params", f"{human(record.train_flops)}FLOPs spent"]
+        parts += [
+            f"lr {record.learning_rate:.4g}",
+            f"{human(record.params)} params",
+            f"{human(record.train_flops)}FLOPs spent",
+        ]
         self._print("  ".join(parts))
 
     def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
         lines = [
-            f"{g.site}: {g.old_width} -> {g.new_width}   {g.initializer}, {g.form}" + _notes(g.reason, g.facts) for g in event.grown
+            f"{g.site}: {g.old_width} -> {g.new_width}   {g.initializer}, {g.form}" + _notes(g.reason, g.facts)
+            for g in event.grown
         ]
         lines += [f"{r.name}: given up, {r.reason}" for r in event.refused]
         lines.append(
@@ -124,7 +133,9 @@ def _notes(reason: str, facts: Mapping[str, Any]) -> str:
 
 def _growth_line(facts: RunFacts) -> str:
     if facts.config.control != "none":
-        return f"none: control {facts.config.control}, {facts.total_steps} steps for the training FLOPs of the growth plan"
+        return (
+            f"none: control {facts.config.control}, {facts.total_steps} steps for the training FLOPs of the growth plan"
+        )
     if facts.config.growth.when.name == "never":
         return "never"
     room = [f"{len(facts.widths)} sites"]
@@ -141,7 +152,11 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     for split in ("test", "validate"):
         if result[split] is not None:
             accuracy = result[split]["accuracy"]
-            scores.append(f"{split} " + (f"{accuracy:.2%} " if accuracy is not None else "") + f"(loss {result[split]['loss']:.4f})")
+            scores.append(
+                f"{split} "
+                + (f"{accuracy:.2%} " if accuracy is not None else "")
+                + f"(loss {result[split]['loss']:.4f})"
+            )
     folder = result["folder"]
     return [
         "result    " + (", ".join(scores) or "no test or validate split"),

@@ -102,7 +102,9 @@ def _make(parent: Path) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserInputError(f"run.root must be a folder that can be written, got {parent}: {error.strerror}") from error
+            raise UserInputError(
+                f"run.root must be a folder that can be written, got {parent}: {error.strerror}"
+            ) from error
     raise UserInputError(f"no free name for a run folder in {parent}")
 
 

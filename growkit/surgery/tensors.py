@@ -57,7 +57,9 @@ def replace_data(tensor: Tensor, values: Tensor) -> None:
     tensor.data = values
 
 
-def neutral_fill(old: Tensor, kind: str, name: str, module: nn.Module, index_maps: Sequence[IndexMap | None]) -> tuple[str, Tensor | float]:
+def neutral_fill(
+    old: Tensor, kind: str, name: str, module: nn.Module, index_maps: Sequence[IndexMap | None]
+) -> tuple[str, Tensor | float]:
     """The value of new entries in a tensor that no initializer serves: what leaves a new unit's signal as it is.
 
     Normalisation weights and running variances 1, biases and running means 0; other vectors (PReLU slopes, layer
@@ -86,7 +88,12 @@ def _centred_identity(shape: Sequence[int], like: Tensor) -> Tensor:
     return filters
 
 
-def grow_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, old_shape: torch.Size, index_maps: Sequence[IndexMap | None]) -> None:
+def grow_state(
+    optimizer: torch.optim.Optimizer,
+    parameter: nn.Parameter,
+    old_shape: torch.Size,
+    index_maps: Sequence[IndexMap | None],
+) -> None:
     """Resize in place what `optimizer` remembers of `parameter`: old entries keep their history, new ones start at 0.
 
     An optimizer with a method `resize_state(parameter, index_maps)` is asked; for others every state tensor of the

@@ -74,7 +74,9 @@ class Edit:
 @dataclass
 class _UndoLog:
     model: nn.Module
-    tensors: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)  # object, old values, old gradient
+    tensors: list[tuple[Tensor, Tensor, Tensor | None]] = field(
+        default_factory=list
+    )  # object, old values, old gradient
     states: list[tuple[torch.optim.Optimizer, nn.Parameter, dict[str, Any]]] = field(default_factory=list)
     attributes: list[AttributeChange] = field(default_factory=list)
     widths: list[tuple[GrowthSite, int]] = field(default_factory=list)
@@ -149,7 +151,9 @@ class _MapsSinceStart:
         self._maps[name, dim] = index
 
 
-def _widen(model: nn.Module, growth: Growth, optimizer: torch.optim.Optimizer | None, log: _UndoLog, since: _MapsSinceStart) -> EditRecord:
+def _widen(
+    model: nn.Module, growth: Growth, optimizer: torch.optim.Optimizer | None, log: _UndoLog, since: _MapsSinceStart
+) -> EditRecord:
     site, old_width = growth.site, growth.site.width
     if growth.num_new < 1:
         raise GrowthRefused(f"{site.name} must grow by at least 1 unit, got {growth.num_new}")
@@ -165,7 +169,14 @@ def _widen(model: nn.Module, growth: Growth, optimizer: torch.optim.Optimizer | 
 
 
 @torch.no_grad()
-def _resize(model: nn.Module, edit: TensorEdit, extension: Extension, optimizer: torch.optim.Optimizer | None, log: _UndoLog, since: _MapsSinceStart) -> TensorChange:
+def _resize(
+    model: nn.Module,
+    edit: TensorEdit,
+    extension: Extension,
+    optimizer: torch.optim.Optimizer | None,
+    log: _UndoLog,
+    since: _MapsSinceStart,
+) -> TensorChange:
     name = edit.names[0]
     tensor = lookup(model, name, edit.kind)
     old, fill = tensor.data, "zero"
@@ -189,7 +200,9 @@ def _resize(model: nn.Module, edit: TensorEdit, extension: Extension, optimizer:
     return TensorChange(edit.names, edit.kind, tuple(old.shape), edit.index_maps, fill)
 
 
-def _place(values: Tensor, given: Tensor, name: str, dim: int, index_maps: Sequence[IndexMap | None], since: _MapsSinceStart) -> None:
+def _place(
+    values: Tensor, given: Tensor, name: str, dim: int, index_maps: Sequence[IndexMap | None], since: _MapsSinceStart
+) -> None:
     """Write `given` into the new positions of `dim` of `values`, in place; entries that cross another new dimension are 0."""
     index = index_maps[dim]
     assert index is not None, f"{name} does not change along dimension {dim}"
@@ -204,7 +217,9 @@ def _place(values: Tensor, given: Tensor, name: str, dim: int, index_maps: Seque
     positions = torch.from_numpy(np.flatnonzero(index < 0)).to(values.device)
     expected = tuple(len(positions) if d == dim else size for d, size in enumerate(values.shape))
     if tuple(block.shape) != expected:
-        raise SurgeryError(f"new slices of {name} along dimension {dim} must have shape {expected}, got {tuple(block.shape)}")
+        raise SurgeryError(
+            f"new slices of {name} along dimension {dim} must have shape {expected}, got {tuple(block.shape)}"
+        )
     values.index_copy_(dim, positions, block)
 
 

@@ -19,7 +19,16 @@ from growkit.surgery.records import TensorChange
 from growkit.surgery.tensors import is_new
 from growkit.surgery.transaction import Edit, Extension, Growth, grow, lookup
 
-__all__ = ["FunctionChange", "Inputs", "Observation", "function_change", "new_entries", "observe", "unsafe_sites", "untouched"]
+__all__ = [
+    "FunctionChange",
+    "Inputs",
+    "Observation",
+    "function_change",
+    "new_entries",
+    "observe",
+    "unsafe_sites",
+    "untouched",
+]
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,9 @@ def _still_fits(change: TensorChange, parameter: nn.Parameter) -> bool:
     return all(index is None or len(index) == size for index, size in maps)
 
 
-def unsafe_sites(model: nn.Module, sites: Sequence[GrowthSite], inputs: Inputs, *, tolerance: float = 1e-4) -> list[Refusal]:
+def unsafe_sites(
+    model: nn.Module, sites: Sequence[GrowthSite], inputs: Inputs, *, tolerance: float = 1e-4
+) -> list[Refusal]:
     """Widen all sites together on a perturbed copy and find those that would not keep the function.
 
     The weights of the copy are perturbed first: a model full of zeros (zero-initialised residual branches) would pass
@@ -191,7 +202,11 @@ class _Trial:
             edit.undo()
         if unreached:
             return "no gradient reaches its new units"
-        return None if self._control(sites, before[0]) else "the check cannot tell: a wrong edit does not change the outputs either"
+        return (
+            None
+            if self._control(sites, before[0])
+            else "the check cannot tell: a wrong edit does not change the outputs either"
+        )
 
     def _control(self, sites: Sequence[GrowthSite], before: Observation) -> bool:
         edit = grow(self.model, [Growth(site, _trial_units(site), self._random(site, fan_out=True)) for site in sites])
@@ -204,10 +219,15 @@ class _Trial:
         with untouched(self.model), exact_arithmetic(), torch.enable_grad(), isolated(0):
             self.model.train()
             self.model.zero_grad()
-            loss = torch.stack([(output.float() * torch.randn_like(output.float())).sum() for output in self.inputs.call(self.model)]).sum()
+            loss = torch.stack(
+                [(output.float() * torch.randn_like(output.float())).sum() for output in self.inputs.call(self.model)]
+            ).sum()
             loss.backward()
         reached = {
-            site: any(p.grad is not None and bool((p.grad * mask).any()) and bool(torch.isfinite(p.grad).all()) for p, mask in entries)
+            site: any(
+                p.grad is not None and bool((p.grad * mask).any()) and bool(torch.isfinite(p.grad).all())
+                for p, mask in entries
+            )
             for site, entries in new_entries(self.model, edit).items()
         }
         self.model.zero_grad()

@@ -39,7 +39,9 @@ class GradMax(Initializer):
 
     def refuses(self, site: GrowthSite) -> str | None:
         if site.chain is None:
-            return "gradmax needs exactly one layer before and one after these units, with nothing but activations between"
+            return (
+                "gradmax needs exactly one layer before and one after these units, with nothing but activations between"
+            )
         return None
 
     def extend(self, site: GrowthSite, num_new: int, measurement: Measurement, generator: torch.Generator) -> Extended:
@@ -53,7 +55,9 @@ class GradMax(Initializer):
             return Extended(self._fan_out(site, gradient, left, measurement), form, reason, facts)
         return Extended(self._fan_in(site, gradient, right, num_new, measurement), form, reason, facts)
 
-    def _fill_beyond_rank(self, site: GrowthSite, num_new: int, left: Tensor, sigma: Tensor, right: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, dict[str, int]]:
+    def _fill_beyond_rank(
+        self, site: GrowthSite, num_new: int, left: Tensor, sigma: Tensor, right: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, dict[str, int]]:
         missing = num_new - len(sigma)
         if missing == 0:
             return left, right, {}
@@ -66,14 +70,18 @@ class GradMax(Initializer):
         extra_right = torch.randn(right.shape[0], missing, generator=generator).to(right)
         return torch.cat([left, extra_left], 1), torch.cat([right, extra_right], 1), {"random_beyond_rank": missing}
 
-    def _fan_out(self, site: GrowthSite, gradient: GradientMatrix, left: Tensor, measurement: Measurement) -> dict[tuple[str, int], Tensor]:
+    def _fan_out(
+        self, site: GrowthSite, gradient: GradientMatrix, left: Tensor, measurement: Measurement
+    ) -> dict[tuple[str, int], Tensor]:
         assert site.chain is not None
         outputs, *kernel = gradient.fan_out_shape
         slices = left.reshape(outputs, *kernel, -1).movedim(-1, 1)  # [O, K, *kernel]
         norm = slice_norm(measurement.tensor(site.chain.consumer), 1, self.settings)
         return {(site.chain.consumer, 1): scaled(slices, 1, norm)}
 
-    def _fan_in(self, site: GrowthSite, gradient: GradientMatrix, right: Tensor, num_new: int, measurement: Measurement) -> dict[tuple[str, int], Tensor]:
+    def _fan_in(
+        self, site: GrowthSite, gradient: GradientMatrix, right: Tensor, num_new: int, measurement: Measurement
+    ) -> dict[tuple[str, int], Tensor]:
         assert site.chain is not None
         norm = slice_norm(measurement.tensor(site.chain.producer), 0, self.settings)
         candidates = scaled(torch.cat([right, -right], dim=1).T, 0, norm)  # [2K, C*U (+ 1)]
@@ -111,7 +119,9 @@ def top_singular(matrix: Tensor, count: int, generator: torch.Generator) -> tupl
     return left.to(matrix), sigma.to(matrix), right.to(matrix)
 
 
-def _subspace_iteration(matrix: Tensor, count: int, generator: torch.Generator, oversampling: int = 8) -> tuple[Tensor, Tensor]:
+def _subspace_iteration(
+    matrix: Tensor, count: int, generator: torch.Generator, oversampling: int = 8
+) -> tuple[Tensor, Tensor]:
     columns = min(count + oversampling, matrix.shape[0])
     start = torch.randn(matrix.shape[1], columns, generator=generator).to(matrix)
     basis = torch.linalg.qr(matrix @ start).Q

@@ -188,7 +188,8 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     aten.addbmm: _add_batched_product,
 }
 
-COSTLY = ("_fft_", "linalg_", "_linalg_", "_cdist_")
+# without a formula these are reported whatever they read
+COSTLY = ("_fft_", "linalg_", "_linalg_", "_cdist_", "_scaled_dot_product_")
 
 # work per element, or none: normalisers, look-ups, reductions, movement; pointwise ones and views say so themselves
 FREE = frozenset(

@@ -143,6 +143,7 @@ class _Progress:
                     "splits": _sizes(parts.data),
                     "fingerprint": parts.data.fingerprint(),
                 },
+                model=type(parts.model).__name__ if parts.seed_settings is None else parts.config.model.name,
                 widths=parts.widths,
                 targets=parts.controller.targets,
                 refusals=parts.controller.refusals,

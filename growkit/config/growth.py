@@ -44,7 +44,7 @@ class PeriodicSettings(Settings):
 
     name: Literal["periodic"] = "periodic"
     start: Annotated[int, Field(ge=1)] = 5
-    every: Annotated[int, Field(ge=1)] = 5
+    every: Annotated[int, Field(ge=1)] = 3
     events: Annotated[int, Field(ge=1)] | None = None
     unit: Literal["steps", "epochs"] = "epochs"
 
@@ -72,7 +72,7 @@ class FractionOfSeedSettings(Settings):
     """Each event adds `fraction` of the site's seed width, at least one unit (0.25: Evci et al. 2022)."""
 
     name: Literal["fraction_of_seed"] = "fraction_of_seed"
-    fraction: Positive = 0.25
+    fraction: Positive = 0.5
 
 
 class FixedSettings(Settings):

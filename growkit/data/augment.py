@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from growkit.config.data import AugmentSettings
 
-__all__ = ["Draws", "crop", "cutout", "draw", "flip", "normalise"]
+__all__ = ["Draws", "crop", "cutout", "draw", "flip", "normalise", "send"]
 
 
 @dataclass(frozen=True, eq=False)

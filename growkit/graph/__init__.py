@@ -1,13 +1,15 @@
-"""Every width of an arbitrary module that can grow, found by tracing the module and unifying the dimensions of its tensors.
+"""Every width of an arbitrary module that can grow: trace it, unify the dimensions of its tensors, read off the sites.
 
-Read `dimensions` for the algebra, `rules` for what each operation means, `sites` for what comes out.
+Read `sites` for what comes out, `dimensions` and `unification` for the algebra, `rules` for what operations mean.
 """
 
 from __future__ import annotations
 
+from growkit.graph.growth_site import GrowthSite
+from growkit.graph.model_graph import ModelGraph
 from growkit.graph.records import Chain, LiteralChange, Member, Refusal, TensorEdit
 from growkit.graph.rules import rule
-from growkit.graph.sites import GrowthSite, ModelGraph, Sites, find_sites
+from growkit.graph.sites import Sites, find_sites
 
 __all__ = [
     "Chain",

@@ -8,15 +8,15 @@ import torch
 from torch.fx import Node
 
 from growkit.graph.records import Chain
-from growkit.graph.rules.context import Call, Context, TensorUse
+from growkit.graph.rules.context import Call, Context, TensorUse, shape_of
 
 __all__ = ["find_chain"]
 
 DENSE = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 
 UNIT_BY_UNIT = frozenset({
-    "batch_norm", "dropout", "dropout_", "feature_dropout", "alpha_dropout", "gelu", "relu6", "clone", "contiguous", "silu", "selu",
-    "selu_", "softsign", "to", "_to_copy", "alias", "detach",
+    "batch_norm", "dropout", "dropout_", "feature_dropout", "alpha_dropout", "gelu", "relu6", "clone", "contiguous",
+    "silu", "selu", "selu_", "softsign", "to", "_to_copy", "alias", "detach",
 })  # fmt: skip
 """Operations besides those that torch tags as pointwise."""
 
@@ -68,9 +68,9 @@ def _is_dense(node: Node, weight: TensorUse, ctx: Context) -> bool:
 
 
 def _is_unit_by_unit(call: Call, start: Node, region: set[Node], ctx: Context) -> bool:
-    """Whether an operation inside the chain keeps the shape and reads nothing but the chain, its own constants apart."""
+    """Whether an operation inside the chain keeps the shape and reads nothing but the chain and constants."""
     if call.name != "batch_norm" and not set(ctx.tensors(call)) <= region:
         return False
     pointwise = torch.Tag.pointwise in getattr(call.node.target, "tags", ())
-    same_shape = isinstance(call.node.meta.get("val"), torch.Tensor) and call.shape == tuple(start.meta["val"].shape)
+    same_shape = call.shape is not None and call.shape == shape_of(start.meta.get("val"))
     return same_shape and (pointwise or call.name in UNIT_BY_UNIT)

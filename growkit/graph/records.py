@@ -17,8 +17,8 @@ class Member:
         names: all names of the tensor in the module's state (tied weights have several), the canonical one first.
         kind: "parameter" or "buffer".
         dim: the dimension.
-        role: "producer" makes the units (fan-in side, with its bias), "consumer" is contracted against them (fan-out side),
-            "pass_through" acts unit by unit (norms, depthwise kernels, gains).
+        role: "producer" makes the units (fan-in side, with its bias), "consumer" is contracted against them (fan-out
+            side), "pass_through" acts unit by unit (norms, depthwise kernels, gains).
     """
 
     names: tuple[str, ...]
@@ -36,7 +36,7 @@ class TensorEdit:
         kind: "parameter" or "buffer".
         index_maps: for each dimension the old index of every new position (-1: new), or None where it stays as it is.
         consumer_dims: the dimensions contracted against activations: zero there silences the new units.
-        pass_through: True for tensors that act unit by unit, such as norm weights: new entries take `neutral`, no initial weight.
+        pass_through: True for vectors that act unit by unit, such as norm weights: new entries take `neutral`, no init.
         neutral: the fill of new entries of a pass-through tensor: 1 for scales and variances, 0 for shifts and means.
     """
 
@@ -69,7 +69,7 @@ class LiteralChange:
 
 @dataclass(frozen=True)
 class Chain:
-    """One weight makes the units, one reads them, and between them stand only element-wise operations, dropout and batch norm.
+    """One weight makes the units, one reads them; between stand only element-wise operations, dropout and batch norm.
 
     Attributes:
         producer: name of the weight `[units, fan-in, ...]`.

@@ -1,8 +1,9 @@
 """Trace a module with `torch.export`, in train mode and in eval mode, and leave no trace in the module.
 
-Export runs the module's own Python with fake tensors, so loops, branches on shapes, raw parameters and dictionaries of inputs all work,
-and the operations stay whole (`linear`, `conv2d`, `layer_norm`). Both modes are needed: auxiliary heads exist only in train mode.
-A branch on *values* cannot be exported; `draft_export` then follows the path that the example takes, and the trace says so.
+Export runs the module's own Python with fake tensors, so loops, branches on shapes, raw parameters and dictionaries of
+inputs all work, and the operations stay whole (`linear`, `conv2d`, `layer_norm`). Both modes are needed: auxiliary
+heads exist only in train mode. A branch on *values* cannot be exported; `draft_export` then follows the path that the
+example takes, and the trace says so.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Trace:
 
 
 def trace_both_modes(model: nn.Module, example: Example) -> tuple[Trace, Trace]:
-    """Trace the module in train mode and in eval mode; its mode, buffers, gradients and the random state stay as they were.
+    """Trace a module in train and in eval mode; its mode, buffers, gradients and the random state stay as they were.
 
     Args:
         model: any module.
@@ -119,16 +120,12 @@ def _trace(model: nn.Module, args: tuple, kwargs: dict[str, Any], *, training: b
         program, specialised = export(model, args, kwargs, strict=False), False
     except Exception as first:
         try:
-            with (
-                contextlib.redirect_stdout(io.StringIO()),
-                contextlib.redirect_stderr(io.StringIO()),
-            ):  # it prints graphs
-                program, specialised = draft_export(model, args, kwargs, strict=False), True
+            program, specialised = draft_export(model, args, kwargs, strict=False), True
         except Exception as second:
             mode = "train" if training else "eval"
             raise ModelError(
-                f"{type(model).__name__} cannot be traced in {mode} mode: {_summary(second)} (torch.export: {_summary(first)})"
-                f"{_user_frame(second)}. Check that the model runs on the example by itself."
+                f"{type(model).__name__} cannot be traced in {mode} mode: {_summary(second)}{_user_frame(second)} "
+                f"(torch.export: {_summary(first)}). Check that the model runs on the example by itself."
             ) from second
     return Trace(program.graph, _sources(program), training, specialised)
 
@@ -160,7 +157,7 @@ def _user_frame(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Put modes, buffers, gradients, plain attributes and the random state back on the way out; silence torch's own notices."""
+    """Put modes, buffers, gradients, plain attributes and the random state back; silence torch's own notices."""
     modules = list(model.modules())
     modes = [module.training for module in modules]
     attributes = [_plain_attributes(module) for module in modules]
@@ -197,7 +194,7 @@ def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Any]]) ->
     for name, (value, content) in saved.items():
         if isinstance(value, list) and content is not None:
             value[:] = content
-        elif content is not None:
+        elif isinstance(value, (dict, set)) and content is not None:
             value.clear()
             value.update(content)
         if module.__dict__.get(name) is not value:
@@ -206,10 +203,11 @@ def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Any]]) ->
 
 @contextlib.contextmanager
 def _quiet_logs() -> Iterator[None]:
-    """Hold back export's own log lines: what they say reaches the user as `path_specialised` or as an error."""
+    """Hold back what export logs and prints: it reaches the user as `path_specialised` or as an error."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(before)

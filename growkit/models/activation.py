@@ -17,7 +17,7 @@ class ReLU(nn.Module):
     Any slope in [0, 1] is a subgradient there. torch.relu takes 0, so a unit whose fan-in is zero has no gradient and
     is dead for ever; GradMax needs f'(0) = 1 (Evci et al., 2022). torch.threshold passes what lies above a bound, both
     ways, in one operator; with the largest negative normal number as the bound, 0 lies above it. (clamp(min=0) had
-    slope 1 up to torch 2.13 and has 0 since 2.14; masks cost a third of a training step.)
+    slope 1 up to torch 2.13 and has 0 since 2.14; masking took a third of a WRN-16-1's training step on a CPU.)
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from growkit.report.observer import Observer, RunFacts
 
 __all__ = ["ConsoleReport", "human", "summary_lines"]
 
+MOST_REFUSALS = 8
+
 
 def human(count: float) -> str:
     """A count in at most four characters and a unit: 1234567 -> '1.23M'."""
@@ -44,12 +46,14 @@ class ConsoleReport(Observer):
         sizes = facts.data["splits"]
         self._print(f"data      {facts.data['name']}: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
         self._print(
-            f"model     {facts.config.model.name}: {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample"
+            f"model     {facts.model}: {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample"
         )
         self._print(
             f"compute   {facts.environment['compute']['device']}, {facts.environment['compute']['precision']} ({facts.environment['compute']['reason']})"
         )
         self._print(f"growth    {_growth_line(facts)}")
+        for line in _refusal_lines(facts):
+            self._print(line)
         if facts.folder:
             self._print(f"folder    {facts.folder}")
         if self._console.is_terminal:
@@ -141,9 +145,16 @@ def _growth_line(facts: RunFacts) -> str:
     room = [f"{len(facts.widths)} sites"]
     if facts.plan is not None:
         room.append(f"{len(facts.plan.events)} events" + ("" if facts.plan.reaches_target else ", target not reached"))
-    if facts.refusals:
-        room.append(f"{len(facts.refusals)} widths refused (events.jsonl says why)")
     return f"{facts.config.growth.initializer.name}, " + ", ".join(room)
+
+
+def _refusal_lines(facts: RunFacts) -> list[str]:
+    """Widths that stay, each with its reason; a long list is cut, and says so."""
+    shown = facts.refusals[:MOST_REFUSALS]
+    lines = [f"stays     {refusal.name} (width {refusal.width}): {refusal.reason}" for refusal in shown]
+    if len(facts.refusals) > len(shown):
+        lines.append(f"stays     {len(facts.refusals) - len(shown)} more; --dry-run lists all")
+    return lines
 
 
 def summary_lines(result: Mapping[str, Any]) -> list[str]:

@@ -41,6 +41,7 @@ class JsonLines(Observer):
             config=facts.config.model_dump(mode="json", by_alias=True),
             environment=facts.environment,
             data=facts.data,
+            model=facts.model,
             widths=facts.widths,
             targets=facts.targets,
             refusals=[asdict(refusal) for refusal in facts.refusals],

@@ -21,7 +21,8 @@ class RunFacts:
     """What is known before the first step.
 
     Attributes:
-        folder: where the run is written; None where nothing is. environment: versions, machine, device and precision.
+        folder: where the run is written; None where nothing is. model: name of the seed model or the live module's class.
+        environment: versions, machine, device and precision.
         widths: per site at the start. targets: per site at the end. params, flops: of the model at the start.
         plan: events to come, None where the trigger depends on training. total_steps, steps_per_epoch: the clock.
     """
@@ -30,6 +31,7 @@ class RunFacts:
     folder: str | None
     environment: Mapping[str, Any]
     data: Mapping[str, Any]
+    model: str
     widths: Mapping[str, int]
     targets: Mapping[str, int]
     refusals: Sequence[Refusal]

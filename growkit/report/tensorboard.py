@@ -34,13 +34,17 @@ class TensorBoard(Observer):
 
     def started(self, facts: RunFacts) -> None:
         self._targets, self._previous = facts.targets, dict(facts.widths)
-        self._hparams = _flatten(facts.config.model_dump(mode="json", by_alias=True))
+        settings = facts.config.model_dump(mode="json", by_alias=True)
+        self._hparams = _flatten({name: settings[name] for name in ("seed", "control", "model", "train", "growth")})
+        self._hparams["data"] = facts.data["name"]
         self._writer.add_custom_scalars(
             {
                 "growth": {
                     "widths": ["Multiline", [r"^width/.*"]],
-                    "size": ["Multiline", [r"^size/params$", r"^size/flops$"]],
-                    "learning": ["Multiline", [r"^accuracy/.*", r"^loss/.*"]],
+                    "parameters": ["Multiline", [r"^size/params$"]],
+                    "FLOPs per sample": ["Multiline", [r"^size/flops$"]],
+                    "accuracy": ["Multiline", [r"^accuracy/.*"]],
+                    "loss": ["Multiline", [r"^loss/.*"]],
                 }
             }
         )
@@ -124,7 +128,7 @@ def _figure(before: Mapping[str, int], after: Mapping[str, int], targets: Mappin
     from matplotlib.figure import Figure
 
     sites = list(after)
-    figure = Figure(figsize=(7, 0.6 + 0.3 * len(sites)), layout="constrained")
+    figure = Figure(figsize=(7, 0.9 + 0.3 * len(sites)), layout="constrained")
     axes = figure.subplots()
     positions = range(len(sites))
     axes.barh(positions, [targets.get(s, after[s]) for s in sites], color="#e6e6e6", label="target")
@@ -133,5 +137,5 @@ def _figure(before: Mapping[str, int], after: Mapping[str, int], targets: Mappin
     axes.set_yticks(list(positions), sites, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("width (units)")
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside upper center", ncols=3)
     return figure

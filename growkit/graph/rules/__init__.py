@@ -1,8 +1,8 @@
-"""What each operation means for the widths, one file per family; an operation without a rule refuses the widths it touches."""
+"""What each operation means for the widths, one file per family; without a rule the widths it touches are refused."""
 
 from __future__ import annotations
 
-from growkit.graph.rules import contraction, elementwise, norm, recurrent, reduction, shape
+from growkit.graph.rules import contraction, elementwise, norm, recurrent, reduction, selection, shape
 from growkit.graph.rules.context import Call, Context, Dims, NoRule, Value
 from growkit.graph.rules.registry import Rule, find_rule, rule
 
@@ -20,5 +20,6 @@ __all__ = [
     "recurrent",
     "reduction",
     "rule",
+    "selection",
     "shape",
 ]

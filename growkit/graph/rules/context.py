@@ -1,4 +1,4 @@
-"""What a rule sees: one call of an operation, and the notebook in which it writes what the call means for the widths."""
+"""What a rule sees: one call of an operation, and the notebook where it writes what that means for the widths."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from growkit.graph.dimensions import Atom, Dim, Reason, fixed, flag, pin, size, unify
+from growkit.graph.dimensions import Atom, Dim, Reason, fixed, flag, pin, size
 from growkit.graph.tracing import location_of, owners_of
+from growkit.graph.unification import unify
 
 __all__ = [
     "Call",
@@ -30,7 +31,7 @@ __all__ = [
 Dims = tuple[Dim, ...]
 """The dimensions of one tensor."""
 
-Value = Dims | list["Value"] | None
+Value = Dims | list[Any] | None
 """What a node yields: the dimensions of a tensor, a list of such, or None for anything that is no tensor."""
 
 
@@ -112,11 +113,9 @@ class Call:
         self.num_outputs = len(value) if isinstance(value, (tuple, list)) else 1
         self.shape = shape_of(value[0] if isinstance(value, (tuple, list)) else value)
         schema = getattr(node.target, "_schema", None)
-        self._names = [argument.name for argument in schema.arguments] if schema else []
-        self._arguments = {
-            argument.name: node.args[i]
-            if i < len(node.args)
-            else node.kwargs.get(argument.name, argument.default_value)
+        given = dict(enumerate(node.args))
+        self._arguments: dict[str, Any] = {
+            argument.name: given.get(i, node.kwargs.get(argument.name, argument.default_value))
             for i, argument in enumerate(schema.arguments if schema else ())
         }
 
@@ -130,7 +129,11 @@ class Call:
     @property
     def first(self) -> Node:
         """The first argument: the tensor worked on."""
-        return self._arguments[self._names[0]]
+        return self.at(0)
+
+    def at(self, position: int) -> Any:
+        """The argument at a position, however it was passed."""
+        return list(self._arguments.values())[position]
 
 
 class Context:
@@ -196,7 +199,11 @@ class Context:
         return self.weights.get(node) if isinstance(node, Node) else None
 
     def consume(self, node: Node, dim: int) -> bool:
-        """`dim` of the operand is contracted with an activation; True if the operand is a parameter that can be silenced there."""
+        """`dim` of the operand is contracted with an activation.
+
+        Returns:
+            True if the operand is a parameter, so that new entries along `dim` can be silenced.
+        """
         view = self.weight(node)
         position = view.positions[dim] if view else None
         if view is None or position is None or view.tensor.kind != "parameter":

@@ -1,4 +1,4 @@
-"""Contractions: where an activation meets a weight, a width ends; the weight is silenced there and made on its other side.
+"""Contractions: where an activation meets a weight, one width ends (the weight is silenced there) and one begins.
 
 Legend: `x` activation, `w` weight, `I` fan-in, `O` fan-out, `G` groups.
 """
@@ -14,7 +14,7 @@ from growkit.graph.dimensions import ONE, Dim, Product, free, pin, size
 from growkit.graph.rules.context import Call, Context, Dims, NoRule
 from growkit.graph.rules.registry import rule
 
-__all__ = ["addmm", "attention", "bilinear", "convolution", "einsum", "embedding", "linear", "matmul"]
+__all__ = ["COMPUTED", "addmm", "attention", "bilinear", "convolution", "einsum", "embedding", "linear", "matmul"]
 
 COMPUTED = "is contracted with a weight that is computed in the forward"
 
@@ -71,8 +71,7 @@ def addmm(ctx: Context, call: Call) -> Dims:
 @rule("matmul", "mm", "bmm", "mv", "dot")
 def matmul(ctx: Context, call: Call) -> Dims:
     """Batched matrix products, with vectors on either side."""
-    left, right = call.node.args[:2]
-    return _matmul(ctx, left, right)
+    return _matmul(ctx, call.at(0), call.at(1))
 
 
 @rule("embedding")
@@ -213,7 +212,7 @@ def _broadcast(ctx: Context, a: Dims, b: Dims) -> Dims:
 
 
 def _einsum_labels(equation: str, ranks: list[int]) -> tuple[list[list[str]], list[str]]:
-    """The label of every dimension of every operand and of the result; "..." becomes numbered labels, counted from the right."""
+    """The label of every dimension of every operand and of the result; "..." becomes labels counted from the right."""
     left, _, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     hidden = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from growkit.graph.dimensions import ONE, Dim, size
-from growkit.graph.rules.context import Call, Context, Dims, NoRule
+from growkit.graph.rules.context import Call, Context, Dims, NoRule, Value
 from growkit.graph.rules.registry import rule
 
 __all__ = ["no_tensor", "pointwise", "prelu"]
@@ -18,14 +18,15 @@ KEEP_ZEROS = SCALES | {"neg", "abs", "to", "_to_copy", "type_as", "clone", "cont
 
 
 @rule(
-    "pointwise", "bernoulli_", "clone", "contiguous", "copy_", "detach", "detach_", "dropout", "dropout_",
-    "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "fill_", "full_like", "lift_fresh_copy", "native_dropout",
-    "ones_like", "rand_like", "randn_like", "to", "_to_copy", "type_as", "zero_", "zeros_like", "empty_like", "gelu",
-    "gelu_", "relu6", "relu6_", "silu_", "selu", "selu_", "celu_", "rrelu", "rrelu_", "masked_fill", "masked_fill_",
-    "where", "clamp", "softsign", "log_sigmoid", "nan_to_num", "lerp", "rsub", "max.other", "min.other", "threshold_", "elu_",
-    "leaky_relu_", "hardtanh_", "hardswish_", "mish_", "positive", "square", "uniform_", "normal_",
+    "pointwise", "_to_copy", "alpha_dropout", "bernoulli_", "celu_", "clamp", "clone", "contiguous", "copy_",
+    "detach", "detach_", "dropout", "dropout_", "elu_", "empty_like", "feature_alpha_dropout",
+    "feature_dropout", "fill_", "full_like", "gelu", "gelu_", "hardswish_", "hardtanh_", "leaky_relu_", "lerp",
+    "lift_fresh_copy", "log_sigmoid", "masked_fill", "masked_fill_", "max.other", "min.other", "mish_",
+    "nan_to_num", "native_dropout", "normal_", "ones_like", "positive", "rand_like", "randn_like", "relu6",
+    "relu6_", "rrelu", "rrelu_", "rsub", "selu", "selu_", "silu_", "softsign", "square", "threshold_", "to",
+    "type_as", "uniform_", "where", "zero_", "zeros_like",
 )  # fmt: skip
-def pointwise(ctx: Context, call: Call) -> Dims | list:
+def pointwise(ctx: Context, call: Call) -> Value:
     """Operands line up from the last dimension; all that is not broadcast is one width."""
     if call.shape is None:
         raise NoRule

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from growkit.graph.dimensions import Product, free
-from growkit.graph.rules.context import Call, Context, Dims
+from growkit.graph.dimensions import Product, free, size
+from growkit.graph.rules.context import Call, Context, Dims, Value
 from growkit.graph.rules.registry import rule
 
 __all__ = ["batch_norm", "group_norm", "layer_norm"]
@@ -19,7 +19,7 @@ NEUTRAL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
     "_native_batch_norm_legit",
     "_native_batch_norm_legit_no_training",
 )
-def batch_norm(ctx: Context, call: Call) -> Dims | list:
+def batch_norm(ctx: Context, call: Call) -> Value:
     """Statistics per channel (dimension 1); with batch statistics they run over all other dimensions."""
     dims = ctx.dims(call.first)
     for name, fill in NEUTRAL.items():
@@ -57,7 +57,7 @@ def layer_norm(ctx: Context, call: Call) -> Dims:
 def group_norm(ctx: Context, call: Call) -> Dims:
     """Channels are groups times width; new groups are independent, a wider group has other statistics."""
     dims = ctx.dims(call.first)
-    groups, width = free(call["num_groups"]), free(call_width(call))
+    groups, width = free(call["num_groups"]), free(size(dims[1]) // call["num_groups"])
     ctx.unify(dims[1], Product((groups, width)))
     for name in ("weight", "bias"):
         vector = call.get(name)
@@ -67,9 +67,3 @@ def group_norm(ctx: Context, call: Call) -> Dims:
     ctx.flag(width, "group_norm statistics run over it")
     ctx.literal(groups, call["num_groups"])
     return dims
-
-
-def call_width(call: Call) -> int:
-    """Channels per group."""
-    assert call.shape is not None
-    return call.shape[1] // call["num_groups"]

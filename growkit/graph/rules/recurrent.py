@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch.fx import Node
 
 from growkit.graph.dimensions import Dim, Product, Sum
-from growkit.graph.rules.context import Call, Context, Dims, NoRule
+from growkit.graph.rules.context import Call, Context, Dims, NoRule, Value
+from growkit.graph.rules.contraction import COMPUTED
 from growkit.graph.rules.registry import rule
 
 __all__ = ["recurrent"]
@@ -14,11 +15,11 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 @rule("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
-def recurrent(ctx: Context, call: Call) -> list[Dims]:
-    """Layers and directions in turn: `w_ih[gates*H, I]`, `w_hh[gates*H, R]`, two biases `[gates*H]`, a projection `w_hr[R, H]`.
+def recurrent(ctx: Context, call: Call) -> list[Value]:
+    """Layers and directions in turn: `w_ih[gates*H, I]`, `w_hh[gates*H, R]`, two biases `[gates*H]`, `w_hr[R, H]`.
 
-    `R` is what the layer gives out: the projection, or the hidden width `H` itself. All layers and directions share one initial state,
-    so they share `H` and `R`.
+    `R` is what the layer gives out: the projection by `w_hr`, or the hidden width `H` itself. All layers and directions
+    share one initial state, so they share `H` and `R`.
     """
     x = ctx.dims(call["input"])
     if len(x) != 3:
@@ -54,7 +55,7 @@ def _cell(ctx: Context, call: Call, cell: list[Node], fan_in: Dim, hidden: Dim, 
         ctx.unify(dims[0], Product((gates, hidden)))
         ctx.unify(dims[1], width)
         if not ctx.consume(weight, 1):
-            ctx.flag(dims[1], "is contracted with a weight that is computed in the forward")
+            ctx.flag(dims[1], COMPUTED)
         ctx.produce(weight, 0)
         ctx.count(*steps, *dims)
     for extra in cell[2:]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from growkit.graph.dimensions import ONE
-from growkit.graph.rules.context import Call, Context, Dims, NoRule
+from growkit.graph.rules.context import Call, Context, Dims, NoRule, Value
 from growkit.graph.rules.registry import rule
 
 __all__ = ["pool", "reduce", "softmax"]
 
 
 @rule(
-    "mean", "sum", "amax", "amin", "max.dim", "min.dim", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp", "prod",
-    "argmax", "argmin", "linalg_vector_norm", "norm.ScalarOpt_dim", "norm.ScalarOpt_dim_dtype", "norm.Scalar", "any", "all",
+    "mean", "sum", "amax", "amin", "max.dim", "min.dim", "max", "min", "var", "std", "var_mean", "std_mean",
+    "logsumexp", "prod", "argmax", "argmin", "linalg_vector_norm", "norm.ScalarOpt_dim",
+    "norm.ScalarOpt_dim_dtype", "norm.Scalar", "any", "all",
 )  # fmt: skip
-def reduce(ctx: Context, call: Call) -> Dims | list:
+def reduce(ctx: Context, call: Call) -> Value:
     """The reduced dimensions are flagged and vanish (or keep size 1)."""
     dims = ctx.dims(call.first)
     axes = call.get("dim")
@@ -27,14 +28,15 @@ def reduce(ctx: Context, call: Call) -> Dims | list:
 
 
 @rule(
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
-    "adaptive_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d",
-    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", "upsample_nearest1d", "upsample_nearest2d",
-    "upsample_nearest3d", "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
-    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
-    "replication_pad1d", "replication_pad2d", "replication_pad3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
+    "adaptive_max_pool2d", "adaptive_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d",
+    "max_pool2d", "max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d",
+    "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
+    "replication_pad2d", "replication_pad3d",
 )  # fmt: skip
-def pool(ctx: Context, call: Call) -> Dims | list:
+def pool(ctx: Context, call: Call) -> Value:
     """Channels pass, the last one, two or three dimensions become new positions."""
     if call.shape is None:
         raise NoRule

@@ -1,20 +1,21 @@
-"""Operations on shapes: views re-factor dimensions, concatenations add them, splits cut them; what picks single entries pins them."""
+"""Operations on shapes: views re-factor dimensions, permutations reorder them, concatenations add, splits cut."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from growkit.graph.dimensions import ONE, Atom, Dim, Product, Sum, factor, free, regroup, same, size, split, unify
-from growkit.graph.rules.context import Call, Context, Dims, NoRule, WeightView
+from growkit.graph.dimensions import ONE, Atom, Dim, Product, Sum, free, same, size
+from growkit.graph.rules.context import Call, Context, Dims, NoRule, Value, WeightView
 from growkit.graph.rules.registry import rule
+from growkit.graph.unification import factor, regroup, split, unify
 
-__all__ = ["cat", "permute", "slice_", "split_", "view"]
+__all__ = ["cat", "expand", "follow_weight", "permute", "resized", "split_", "view"]
 
 
 @rule(
-    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_", "view_copy",
-    "view_as", "reshape_as", "ravel",
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_",
+    "view_copy", "view_as", "reshape_as", "ravel",
 )  # fmt: skip
 def view(ctx: Context, call: Call) -> Dims:
     """The same elements in the same order under other dimensions; sizes written as numbers are recorded."""
@@ -31,7 +32,7 @@ def view(ctx: Context, call: Call) -> Dims:
     remaining = iter(groups)
     result = tuple(ONE if width == 1 else next(remaining) for width in call.shape)
     _record_sizes(ctx, call, result)
-    _follow_weight(ctx, call, result)
+    follow_weight(ctx, call, result)
     return result
 
 
@@ -69,8 +70,8 @@ def expand(ctx: Context, call: Call) -> Dims:
         if size(dim) != width:
             ctx.pin(dim, "is repeated")
     touched = {i for i, dim in enumerate(padded) if size(dim) != shape[i]}
-    result = _resized(ctx, padded, shape, touched, "is a number of copies")
-    _follow_weight(ctx, call, result)
+    result = resized(ctx, padded, shape, touched, "is a number of copies")
+    follow_weight(ctx, call, result)
     return result
 
 
@@ -102,7 +103,7 @@ def stack(ctx: Context, call: Call) -> Dims:
 
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "split_with_sizes_copy")
-def split_(ctx: Context, call: Call) -> list[Dims]:
+def split_(ctx: Context, call: Call) -> list[Value]:
     """Segments along `dim`, with the sizes that the trace found."""
     dims = ctx.dims(call.first)
     axis = call["dim"] % len(dims)
@@ -115,63 +116,14 @@ def split_(ctx: Context, call: Call) -> list[Dims]:
     return [(*dims[:axis], piece, *dims[axis + 1 :]) for piece in pieces]
 
 
-@rule("slice")
-def slice_(ctx: Context, call: Call) -> Dims:
-    """A contiguous piece along `dim`; a piece in steps pins it."""
-    dims, shape = ctx.dims(call.first), call.shape
-    if shape is None:
-        raise NoRule
-    axis = call["dim"] % len(dims)
-    whole, taken = size(dims[axis]), shape[axis]
-    if taken == whole:
-        ctx.literal(dims[axis], call["end"])
-        _follow_weight(ctx, call, dims)
-        return dims
-    start = call["start"] or 0
-    if call["step"] != 1 or taken <= 1 or not isinstance(start, int):
-        ctx.pin(dims[axis], "has single entries picked from it")
-        return (*dims[:axis], ctx.fixed(taken, "is a number of picked entries"), *dims[axis + 1 :])
-    start = start % whole if start < 0 else start
-    widths = [start, taken, whole - start - taken]
-    pieces = iter(split(dims[axis], [width for width in widths if width], call.location))
-    piece = [next(pieces) if width else ONE for width in widths][1]
-    for bound in (call["end"], call["start"]):
-        ctx.literal(piece, abs(bound) if isinstance(bound, int) else None)
-    return (*dims[:axis], piece, *dims[axis + 1 :])
-
-
 @rule("alias")
 def alias(ctx: Context, call: Call) -> Dims:
     """Export writes a slice `x[:, :k]` that keeps everything as an alias: the number `k` may stand in the code."""
     dims = ctx.dims(call.first)
     for dim in dims[1:]:
         ctx.literal(dim, size(dim))
-    _follow_weight(ctx, call, dims)
+    follow_weight(ctx, call, dims)
     return dims
-
-
-@rule("select", "unbind")
-def select(ctx: Context, call: Call) -> Dims | list[Dims]:
-    """Single entries along `dim`: their number is part of the code."""
-    dims = ctx.dims(call.first)
-    axis = call["dim"] % len(dims)
-    ctx.pin(dims[axis], f"has single entries taken by {call.name}")
-    rest = (*dims[:axis], *dims[axis + 1 :])
-    return rest if call.name == "select" else [rest] * size(dims[axis])
-
-
-@rule("index_select", "cumsum", "cumprod", "sort", "topk", "flip", "roll", "repeat_interleave.self_int", "diff")
-def along(ctx: Context, call: Call) -> Dims | list:
-    """The order of the entries matters along the named dimensions, which are pinned; the others pass."""
-    dims, shape = ctx.dims(call.first), call.shape
-    axes = call.get("dim", call.get("dims"))
-    if shape is None or axes is None or axes == [] or len(shape) != len(dims):
-        raise NoRule
-    touched = {axis % len(dims) for axis in ([axes] if isinstance(axes, int) else axes)}
-    for axis in touched:
-        ctx.pin(dims[axis], f"has its entries rearranged by {call.name}")
-    result = _resized(ctx, dims, shape, touched, f"is a result of {call.name}")
-    return [result] * call.num_outputs if call.num_outputs > 1 else result
 
 
 @rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
@@ -183,44 +135,6 @@ def constant(ctx: Context, call: Call) -> Dims:
     for dim, width in zip(result, call["size"], strict=True):
         ctx.literal(dim, width)
     return result
-
-
-@rule("gather")
-def gather(ctx: Context, call: Call) -> Dims:
-    """Entries picked along `dim`, one index for each entry of the result."""
-    dims, indices = ctx.dims(call.first), ctx.dims(call["index"])
-    for i, (dim, other) in enumerate(zip(dims, indices, strict=True)):
-        if i == call["dim"] % len(dims) or size(dim) != size(other):
-            ctx.pin(dim, "has single entries picked from it")
-        else:
-            ctx.unify(dim, other)
-    return indices
-
-
-@rule("constant_pad_nd", "pad")
-def pad(ctx: Context, call: Call) -> Dims:
-    """Padded dimensions are positions; a padded width is refused."""
-    dims, shape = ctx.dims(call.first), call.shape
-    if shape is None:
-        raise NoRule
-    touched = {i for i, dim in enumerate(dims) if size(dim) != shape[i]}
-    for axis in touched:
-        ctx.pin(dims[axis], "is padded")
-    return _resized(ctx, dims, shape, touched, "is padded")
-
-
-@rule("index")
-def index(ctx: Context, call: Call) -> Dims:
-    """Entries picked by one tensor of indices; the picked dimension is pinned."""
-    dims, shape = ctx.dims(call.first), call.shape
-    picked = [i for i, entry in enumerate(call["indices"]) if entry is not None]
-    if shape is None or len(picked) != 1:
-        raise NoRule
-    axis = picked[0]
-    ctx.pin(dims[axis], "has single entries picked from it")
-    rank = len(shape) - len(dims) + 1
-    chosen = tuple(ctx.fixed(width, "is a number of picked entries") for width in shape[axis : axis + rank])
-    return (*dims[:axis], *chosen, *dims[axis + 1 :])
 
 
 @rule("pixel_shuffle")
@@ -276,7 +190,7 @@ def _order(call: Call, rank: int) -> list[int]:
         return order[::-1]
     if call.name in ("mT", "adjoint"):
         return [*order[:-2], rank - 1, rank - 2]
-    first, second = (axis % rank for axis in call.node.args[1:3])  # type: ignore[operator]
+    first, second = (call.at(position) % rank for position in (1, 2))
     if call.name.startswith("move"):
         order.insert(second, order.pop(first))
     else:
@@ -294,7 +208,7 @@ def _record_sizes(ctx: Context, call: Call, result: Dims) -> None:
         ctx.literal(dim, width)
 
 
-def _follow_weight(ctx: Context, call: Call, result: Dims) -> None:
+def follow_weight(ctx: Context, call: Call, result: Dims) -> None:
     """A weight seen through a view is still that weight along the dimensions that are kept whole."""
     weight = ctx.weight(call.first)
     if weight is None:
@@ -310,7 +224,8 @@ def _follow_weight(ctx: Context, call: Call, result: Dims) -> None:
     ctx.weights[call.node] = WeightView(weight.tensor, tuple(position(axis, dim) for axis, dim in enumerate(result)))
 
 
-def _resized(ctx: Context, dims: Dims, shape: Sequence[int], touched: set[int], text: str) -> Dims:
+def resized(ctx: Context, dims: Dims, shape: Sequence[int], touched: set[int], text: str) -> Dims:
+    """The dimensions with new fixed ones at the touched positions."""
     return tuple(ctx.fixed(shape[i], text) if i in touched else dim for i, dim in enumerate(dims))
 
 

@@ -1,0 +1,166 @@
+"""The traced module: an expression for every dimension of every tensor, its costs, and the verdict on every width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import networkx as nx
+from torch import nn
+
+from growkit.errors import ModelError
+from growkit.graph.dimensions import Atom, Reason, leaves, pin, size
+from growkit.graph.growth_site import GrowthSite, Occurrence, role_of
+from growkit.graph.network import to_networkx
+from growkit.graph.propagate import propagate, tensors_of
+from growkit.graph.records import Refusal
+from growkit.graph.rules.context import TensorUse, multiplications
+from growkit.graph.tracing import Trace
+
+__all__ = ["ModelGraph"]
+
+
+class ModelGraph:
+    """A traced module: the expression of every dimension of every tensor, and the sites among them.
+
+    Attributes:
+        sites: the widths that can grow, in the order of the forward pass.
+        refusals: the other widths, each with its reason.
+        unknown_ops: how often each operation occurred for which no rule holds.
+        path_specialised: True if the forward branches on values, and the graph holds only for the path of the example.
+    """
+
+    def __init__(self, model: nn.Module, train: Trace, evaluation: Trace):
+        tensors = tensors_of(model)
+        self._owner_types = {name: type(module).__module__ for name, module in model.named_modules()}
+        self._trace = train
+        self.contexts = propagate(train, tensors), propagate(evaluation, tensors)
+        self._tensors = list({id(record): record for record in tensors.values()}.values())
+        self._batch = _batch_size(train)
+        _pin_plain_buffers(self._tensors)
+        self.path_specialised = train.path_specialised or evaluation.path_specialised
+        self.unknown_ops: dict[str, int] = self.contexts[1].unknown_ops | self.contexts[0].unknown_ops
+        self.sites, self.refusals = self._judge()
+
+    def params(self, sizes: Mapping[str, int] | None = None) -> int:
+        """The number of parameters; `sizes` gives sites, by name, a hypothetical width."""
+        return self.count_params(self._atom_sizes(sizes))
+
+    def flops(self, sizes: Mapping[str, int] | None = None) -> int:
+        """FLOPs of the forward pass of one sample in eval mode: twice the multiplications of all contractions."""
+        return self.count_flops(self._atom_sizes(sizes))
+
+    def to_networkx(self) -> nx.DiGraph:
+        """The trace as a directed graph: nodes are operations and tensors of the module, edges carry shapes."""
+        return to_networkx(self._trace, self.contexts[0])
+
+    def count_params(self, sizes: Mapping[Atom, int]) -> int:
+        return sum(_numel(record, sizes) for record in self._tensors if record.kind == "parameter")
+
+    def count_flops(self, sizes: Mapping[Atom, int]) -> int:
+        contractions = self.contexts[1].contractions
+        per_batch = sum(multiplications(one, sizes) for one in contractions if one.per_sample)
+        per_call = sum(multiplications(one, sizes) for one in contractions if not one.per_sample)
+        return 2 * (per_batch // self._batch + per_call)
+
+    def _atom_sizes(self, sizes: Mapping[str, int] | None) -> dict[Atom, int]:
+        known = {site.name: site.atom for site in self.sites}
+        unknown = sorted(set(sizes or ()) - set(known))
+        if unknown:
+            raise ModelError(f"`sizes` must name sites of this graph, got {unknown}; the sites are {sorted(known)}.")
+        return {known[name]: width for name, width in (sizes or {}).items()}
+
+    def _judge(self) -> tuple[tuple[GrowthSite, ...], tuple[Refusal, ...]]:
+        """Sort every width that a parameter has into sites and refusals."""
+        occurrences = self._occurrences()
+        sites: dict[str, GrowthSite] = {}
+        refusals: list[Refusal] = []
+        for atom in sorted(occurrences, key=lambda atom: _first_use(occurrences[atom])):
+            name = self._name(occurrences[atom])
+            refusal = _refusal(name, atom, occurrences[atom])
+            if refusal is None and not atom.pins:
+                name = _unique(name, sites)
+                sites[name] = GrowthSite(self, name, atom, occurrences[atom])
+            elif refusal is not None:
+                refusals.append(refusal)
+        return tuple(sites.values()), tuple(refusals)
+
+    def _occurrences(self) -> dict[Atom, list[Occurrence]]:
+        """For every atom that a parameter has, all dimensions of parameters and buffers that it moves."""
+        found: dict[Atom, list[Occurrence]] = {}
+        for record in self._tensors:
+            for axis, dim in enumerate(record.dims):
+                for atom in leaves(dim):
+                    found.setdefault(atom, []).append((record, axis))
+        return {atom: uses for atom, uses in found.items() if any(use.kind == "parameter" for use, _ in uses)}
+
+    def _name(self, uses: list[Occurrence]) -> str:
+        """The module of the first producer; for raw parameters the parameter."""
+        producers = [(record.producer_dims[axis], record) for record, axis in uses if axis in record.producer_dims]
+        if not producers:
+            record, axis = next((record, axis) for record, axis in uses if record.kind == "parameter")
+            return f"{record.names[0]}[{axis}]"
+        name = min(producers, key=lambda pair: pair[0])[1].names[0]
+        owner, _, last = name.rpartition(".")
+        of_module = last == "weight" or self._owner_types.get(owner, "").startswith("torch.nn.")
+        return owner if owner and of_module else name
+
+
+def _first_use(uses: list[Occurrence]) -> float:
+    """The order of the first producer; widths that no weight makes come last."""
+    return min((record.producer_dims.get(axis, float("inf")) for record, axis in uses), default=float("inf"))
+
+
+def _refusal(name: str, atom: Atom, uses: list[Occurrence]) -> Refusal | None:
+    """Why an atom may not grow; None if it may, or if nobody would ask."""
+    if atom.size == 1 or not all(reason.listed for reason in atom.pins):
+        return None
+    reasons = atom.pins or atom.flags
+    if not reasons:
+        text = _missing_side(uses)
+        reasons = [Reason(text, uses[0][0].location)] if text else []
+    if not reasons:
+        return None
+    texts = list(dict.fromkeys(reason.text for reason in reasons))
+    location = next((reason.location for reason in reasons if reason.location), None)
+    return Refusal(name, atom.size, " and ".join(texts[:2]), location or uses[0][0].location)
+
+
+def _missing_side(uses: list[Occurrence]) -> str | None:
+    roles = {role_of(record, axis) for record, axis in uses}
+    if not any(record.used for record, _ in uses):
+        return "is never used in the forward"
+    if "consumer" not in roles:
+        return "has no weight that reads it, so new units could not be silenced"
+    if "producer" not in roles:
+        return "has no weight that makes its units"
+    return None
+
+
+def _unique(name: str, taken: Mapping[str, object]) -> str:
+    number, unique = 1, name
+    while unique in taken:
+        number += 1
+        unique = f"{name}#{number}"
+    return unique
+
+
+def _numel(record: TensorUse, sizes: Mapping[Atom, int]) -> int:
+    return math.prod(size(dim, sizes) for dim in record.dims)
+
+
+def _pin_plain_buffers(tensors: list[TensorUse]) -> None:
+    """Nobody but the module knows what new entries of a buffer should be, unless a norm owns it."""
+    for record in tensors:
+        if record.kind == "buffer" and record.used and record.neutral is None:
+            for dim in record.dims:
+                pin(dim, Reason(f"is the width of the buffer {record.names[0]!r}", record.location))
+
+
+def _batch_size(trace: Trace) -> int:
+    """The first dimension of the first input tensor."""
+    inputs = [
+        node for node in trace.graph.nodes if node.op == "placeholder" and trace.sources[node.name].kind == "input"
+    ]
+    shapes = [tuple(node.meta["val"].shape) for node in inputs if hasattr(node.meta.get("val"), "shape")]
+    return next((int(shape[0]) for shape in shapes if shape), 1)

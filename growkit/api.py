@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from growkit.config import Config, config_from_overrides, load_config
-from growkit.config.data import AugmentSettings, SplitSettings
+from growkit.config.data import MemorySettings
 from growkit.config.growth import RandomSettings, ZeroSettings
+from growkit.config.models import LiveModelSettings
 from growkit.data import data_from_user
 from growkit.errors import GrowthRefused, UserInputError
 from growkit.graph import GrowthSite
@@ -56,8 +57,6 @@ def grow(
     *,
     budget: Mapping[str, int] | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
-    split: Mapping[str, float] | None = None,
-    augment: Mapping[str, Any] | None = None,
     root: str | Path | None = None,
     observers: Sequence[Observer] | None = None,
 ) -> Grown:
@@ -66,12 +65,10 @@ def grow(
     Args:
         model: any module that maps a batch of inputs to [B, classes] logits or [B, K] values.
         train, validate, test: (inputs, targets) of tensors or arrays, a torch Dataset or a DataLoader; integer targets
-            mean classification. What is not given is split off `train` (see `split`).
+            mean classification. What is not given is split off `train`, by the shares in `data.split`.
         budget: {"params": ..., "flops": ...} that no event may exceed.
-        config: settings as {"train.epochs": 20, "growth.target": 2.0}, a YAML file, or a Config; its `model` and `data`
-            are not used. The defaults are those of the settings classes.
-        split: shares of the five splits, such as {"validate": 0.2, "diagnose": 0.0, "accept": 0.0}. augment: settings of
-            image augmentation, such as {"flip": True}.
+        config: settings as {"train.epochs": 20, "data.split.validate": 0.2, "data.augment.flip": True}, a YAML file or a
+            Config, of which `model` and the source of the data are replaced by what is given here.
         root: folder under which a run folder is written; None writes nothing.
         observers: who watches; None prints to the terminal, () is silent.
 
@@ -86,14 +83,18 @@ def grow(
         >>> grown.model[0].out_features > 3
         True
     """
-    settings = _settings(config, budget, root)
+    settings = _settings(config, budget, root, type(model).__qualname__)
+    memory = settings.data
+    assert isinstance(memory, MemorySettings)
     data = data_from_user(
         train,
         validate,
         test,
-        split=SplitSettings.model_validate(dict(split or {})),
-        split_seed=settings.data.split_seed,
-        augment=AugmentSettings.model_validate(dict(augment or {})),
+        split=memory.split,
+        split_seed=memory.split_seed,
+        augment=memory.augment,
+        limit=memory.limit,
+        name=memory.name,
     )
     outcome = run(settings, model=model, data=data, observers=observers, writes=root is not None)
     return Grown(
@@ -108,17 +109,30 @@ def grow(
 
 
 def _settings(
-    config: Config | Mapping[str, Any] | str | Path | None, budget: Mapping[str, int] | None, root: str | Path | None
+    config: Config | Mapping[str, Any] | str | Path | None,
+    budget: Mapping[str, int] | None,
+    root: str | Path | None,
+    model_type: str,
 ) -> Config:
-    if isinstance(config, str | Path):
-        config = load_config(config)
-    base = config if isinstance(config, Config) else config_from_overrides(config or {})
+    """What was asked for, with data and model recorded as handed over."""
+    handed: dict[str, dict[str, Any]] = {"data": {"name": "memory"}, "model": {"name": "live", "type": model_type}}
+    if config is None or isinstance(config, Mapping):
+        settings = config_from_overrides(config, base=config_from_overrides(handed))
+    else:
+        settings = config if isinstance(config, Config) else load_config(config)
+    if not isinstance(settings.data, MemorySettings):
+        shared = settings.data.model_dump(
+            include={"limit", "split", "split_seed", "augment"}, exclude_unset=True, by_alias=True
+        )
+        handed["data"] |= shared
+        settings = settings.model_copy(update={"data": MemorySettings.model_validate(handed["data"])})
+    settings = settings.model_copy(update={"model": LiveModelSettings(type=model_type)})
     extra: dict[str, Any] = {}
     if budget is not None:
         extra["growth.budget"] = dict(budget)
     if root is not None:
         extra["run.root"] = str(root)
-    return config_from_overrides(extra, base=base) if extra else base
+    return config_from_overrides(extra, base=settings) if extra else settings
 
 
 def widen(

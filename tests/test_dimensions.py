@@ -97,7 +97,7 @@ def test_index_map_of_a_product_is_that_of_the_flattened_array(widths, data):
     assert np.array_equal(index_map(Product(atoms), dict(zip(atoms, new, strict=True))), dense.reshape(-1))
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(equal_pairs())
 def test_unified_dimensions_keep_their_size_and_grow_alike(pair):
     first, second = pair
@@ -109,11 +109,12 @@ def test_unified_dimensions_keep_their_size_and_grow_alike(pair):
 
 
 @given(equal_pairs())
-def test_unification_is_idempotent(pair):
+def test_unifying_twice_changes_nothing(pair):
     unify(*pair)
-    before = [(atom, list(atom.pins)) for dim in pair for atom in leaves(dim)]
+    sizes = grow(list(pair))
+    before = index_map(pair[0], sizes)
     unify(*pair)
-    assert [(atom, list(atom.pins)) for dim in pair for atom in leaves(dim)] == before
+    assert np.array_equal(index_map(pair[0], sizes), before)
 
 
 @settings(max_examples=200)

@@ -133,7 +133,11 @@ def test_an_unknown_public_name_is_an_attribute_error():
 
 def test_every_module_lists_its_names():
     for name, path in modules().items():
-        listed = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"]
+        listed = [
+            node
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+        ]
         if name not in ("growth",):
             assert listed, f"{name} has no __all__"
 
@@ -150,7 +154,11 @@ def test_no_module_of_the_core_imports_heavy_packages_at_the_top():
     found = []
     for name, path in modules().items():
         for node in ast.parse(path.read_text()).body:
-            roots = {alias.name.split(".")[0] for alias in getattr(node, "names", [])} if isinstance(node, ast.Import) else set()
+            roots = (
+                {alias.name.split(".")[0] for alias in getattr(node, "names", [])}
+                if isinstance(node, ast.Import)
+                else set()
+            )
             if isinstance(node, ast.ImportFrom) and node.module:
                 roots = {node.module.split(".")[0]} | ({"tensorboard"} if "tensorboard" in node.module else set())
             found += [f"{name}: {root}" for root in roots & heavy if not node.__dict__.get("level")]

@@ -15,6 +15,7 @@ __all__ = [
     "Cifar100Settings",
     "DataSettings",
     "DigitsSettings",
+    "MemorySettings",
     "NpzSettings",
     "SplitSettings",
     "TeacherSettings",
@@ -124,6 +125,14 @@ class TeacherSettings(DataSettings):
     teacher_seed: Annotated[int, Field(ge=0)] = 0
 
 
+class MemorySettings(ImageSettings):
+    """Data handed over in Python, to `growkit.grow`; a file can only record that they were."""
+
+    name: Literal["memory"] = "memory"
+
+
 AnyData = Annotated[
-    DigitsSettings | Cifar10Settings | Cifar100Settings | NpzSettings | TeacherSettings, BY_NAME, named("digits")
+    DigitsSettings | Cifar10Settings | Cifar100Settings | NpzSettings | TeacherSettings | MemorySettings,
+    BY_NAME,
+    named("digits"),
 ]

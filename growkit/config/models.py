@@ -98,6 +98,16 @@ class CallableModelSettings(ModelSettings):
     args: dict[str, JsonValue] = {}
 
 
+class LiveModelSettings(ModelSettings):
+    """A module handed over in Python, to `growkit.grow`; a file can only record its class.
+
+    type: name of the class.
+    """
+
+    name: Literal["live"] = "live"
+    type: str = "Module"
+
+
 def _kind(value: Any) -> str | None:
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
     return "callable" if isinstance(name, str) and ":" in name else name
@@ -107,6 +117,7 @@ AnyModel = Annotated[
     Annotated[MlpSettings, Tag("mlp")]
     | Annotated[VggSettings, Tag("vgg")]
     | Annotated[WrnSettings, Tag("wrn")]
+    | Annotated[LiveModelSettings, Tag("live")]
     | Annotated[CallableModelSettings, Tag("callable")],
     Discriminator(_kind),
     named("wrn"),

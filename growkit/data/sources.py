@@ -18,6 +18,7 @@ from growkit.config.data import (
     Cifar100Settings,
     DataSettings,
     DigitsSettings,
+    MemorySettings,
     NpzSettings,
     TeacherSettings,
 )
@@ -56,6 +57,10 @@ def read_source(settings: DataSettings) -> Source:
             return _npz(Path(settings.path))
         case TeacherSettings():
             return _teacher(settings)
+        case MemorySettings():
+            raise DataError(
+                "data 'memory' are handed over in Python, as growkit.grow(model, train); a file must name a source"
+            )
     raise TypeError(f"no data source is made from {type(settings).__name__}")
 
 

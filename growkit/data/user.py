@@ -36,6 +36,7 @@ def data_from_user(
     split: SplitSettings = SplitSettings(),  # noqa: B008 - frozen
     split_seed: int = 0,
     augment: AugmentSettings = AugmentSettings(),  # noqa: B008 - frozen
+    limit: int | None = None,
     name: str = "user",
 ) -> Data:
     """Data from what a user holds in memory.
@@ -53,6 +54,7 @@ def data_from_user(
         split: shares of what is split off; the share of a set that is given must not be set too.
         split_seed: fixes the splits.
         augment: augmentation of training images.
+        limit: samples kept before splitting, stratified; None keeps all.
         name: for messages and records.
 
     Raises:
@@ -70,7 +72,7 @@ def data_from_user(
     source = Source(name, pool, own)
     if source.task == CLASSIFICATION:
         check_classes(f"data {name!r}", "train targets", pool.targets, {f"{k} targets": own[k].targets for k in own})
-    return assemble(source, split, split_seed, augment)
+    return assemble(source, split, split_seed, augment, limit)
 
 
 def _read(name: str, part: str, given: Any) -> Split:

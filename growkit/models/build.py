@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from growkit.config.models import CallableModelSettings, MlpSettings, ModelSettings, VggSettings, WrnSettings
+from growkit.config.models import (
+    CallableModelSettings,
+    LiveModelSettings,
+    MlpSettings,
+    ModelSettings,
+    VggSettings,
+    WrnSettings,
+)
 from growkit.errors import ModelError
 from growkit.models.mlp import MLP
 from growkit.models.vgg import VGG
@@ -40,6 +47,10 @@ def build_model(settings: ModelSettings, input_shape: tuple[int, ...], num_outpu
             return WideResNet(settings, input_shape, num_outputs)
         case CallableModelSettings():
             return _call(settings)
+        case LiveModelSettings():
+            raise ModelError(
+                "model 'live' is handed over in Python, as growkit.grow(model, train); a file must name a model"
+            )
     raise TypeError(f"no model is made from {type(settings).__name__}")
 
 

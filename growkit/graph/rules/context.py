@@ -176,8 +176,10 @@ class Context:
         """A new dimension that may not change."""
         return fixed(width, self.reason(text))
 
-    def spatial(self, widths: Sequence[int]) -> Dims:
-        """New dimensions that are positions, not units."""
+    def spatial(self, before: Dims, widths: Sequence[int]) -> Dims:
+        """New dimensions in the place of `before`: neighbours are combined there, so they are positions, not units."""
+        for dim in before:
+            self.pin(dim, "is slid over as if it were positions")
         return tuple(fixed(width, self.reason("is a spatial size", listed=False)) for width in widths)
 
     def unify(self, first: Dim, second: Dim) -> None:

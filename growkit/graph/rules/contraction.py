@@ -49,7 +49,7 @@ def convolution(ctx: Context, call: Call) -> Dims:
     _contract(ctx, call["weight"], inward, w[inward])
     if groups == 1 or size(w[0]) != groups or transposed:  # a depthwise kernel passes its units on, it makes none
         ctx.produce(call["weight"], outward)
-    positions = ctx.spatial(call.shape[channel + 1 :])
+    positions = ctx.spatial(x[channel + 1 :], call.shape[channel + 1 :])
     _bias(ctx, call["bias"], fan_out)
     ctx.count(*x[:channel], *(x[channel + 1 :] if transposed else positions), *w)
     return (*x[:channel], fan_out, *positions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from torch.fx import Node
 
 from growkit.graph.dimensions import ONE, Dim, size
 from growkit.graph.rules.context import Call, Context, Dims, NoRule, Value
@@ -68,13 +68,22 @@ def _column(ctx: Context, operands: list[Dims], shape: tuple[int, ...], axis: in
 def _note_weights(ctx: Context, call: Call, result: Dims) -> None:
     """Parameters that act here are gains or shifts; a weight with a gain is still a weight."""
     nodes = ctx.tensors(call)
-    main = max(nodes, key=lambda node: math.prod(map(size, ctx.dims(node))), default=None)
-    view = ctx.weight(main)
+    main = None if call.node in ctx.depends_on_input else _scaled_weight(ctx, call, nodes, result)
     for node in nodes:
-        acts = node is not main or view is None or call.node in ctx.depends_on_input
-        weight = ctx.weight(node)
-        if acts and weight is not None and weight.tensor.kind == "parameter":
+        view = ctx.weight(node)
+        if node is not main and view is not None and view.tensor.kind == "parameter":
             ctx.neutral(node, 1.0 if call.name in SCALES else 0.0)
-    keeps = call.name in KEEP_ZEROS and (main is nodes[0] or call.name.startswith("mul"))
-    if view is not None and keeps and len(view.positions) == len(result):
-        ctx.weights[call.node] = view
+    if main is not None and call.name in KEEP_ZEROS:
+        ctx.weights[call.node] = ctx.weights[main]
+
+
+def _scaled_weight(ctx: Context, call: Call, nodes: list[Node], result: Dims) -> Node | None:
+    """The parameter that has the shape of the result, if a zero of it is a zero of the result."""
+    factors = nodes if call.name in ("mul", "mul_") else nodes[:1]
+    shape = [size(dim) for dim in result]
+    for node in factors:
+        view = ctx.weight(node)
+        whole = [size(dim) for dim in ctx.dims(node)] == shape
+        if view is not None and view.tensor.kind == "parameter" and whole:
+            return node
+    return None

@@ -43,7 +43,8 @@ def pool(ctx: Context, call: Call) -> Value:
     spatial = next(
         int(digit) for digit, letter in zip(call.name, call.name[1:], strict=False) if letter == "d" and digit.isdigit()
     )
-    result = ctx.dims(call.first)[:-spatial] + ctx.spatial(call.shape[-spatial:])
+    dims = ctx.dims(call.first)
+    result = (*dims[:-spatial], *ctx.spatial(dims[-spatial:], call.shape[-spatial:]))
     return [result] * call.num_outputs if call.num_outputs > 1 else result
 
 

@@ -54,8 +54,9 @@ def along(ctx: Context, call: Call) -> Value:
     if shape is None or axes is None or axes == [] or len(shape) != len(dims):
         raise NoRule
     touched = {axis % len(dims) for axis in ([axes] if isinstance(axes, int) else axes)}
-    for axis in touched:
-        ctx.pin(dims[axis], f"has its entries rearranged by {call.name}")
+    indices = ctx.dims(call["index"]) if call.name == "index_select" else ()
+    for dim in (*(dims[axis] for axis in touched), *indices):
+        ctx.pin(dim, f"has its entries rearranged by {call.name}")
     result = resized(ctx, dims, shape, touched, f"is a result of {call.name}")
     return [result] * call.num_outputs if call.num_outputs > 1 else result
 
@@ -92,7 +93,8 @@ def index(ctx: Context, call: Call) -> Dims:
     if shape is None or len(picked) != 1:
         raise NoRule
     axis = picked[0]
-    ctx.pin(dims[axis], "has single entries picked from it")
+    for dim in (dims[axis], *ctx.dims(call["indices"][axis])):
+        ctx.pin(dim, "has single entries picked from it")
     rank = len(shape) - len(dims) + 1
     chosen = tuple(ctx.fixed(width, "is a number of picked entries") for width in shape[axis : axis + rank])
     return (*dims[:axis], *chosen, *dims[axis + 1 :])

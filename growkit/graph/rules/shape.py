@@ -146,7 +146,7 @@ def pixel_shuffle(ctx: Context, call: Call) -> Dims:
     channels = free(shape[-3])
     steps = [ctx.fixed(call["upscale_factor"], "is a step of pixel_shuffle") for _ in range(2)]
     ctx.unify(dims[-3], Product((channels, *steps)))
-    return (*dims[:-3], channels, *ctx.spatial(shape[-2:]))
+    return (*dims[:-3], channels, *ctx.spatial(dims[-2:], shape[-2:]))
 
 
 @rule("pixel_unshuffle")
@@ -156,7 +156,7 @@ def pixel_unshuffle(ctx: Context, call: Call) -> Dims:
     if shape is None:
         raise NoRule
     steps = [ctx.fixed(call["downscale_factor"], "is a step of pixel_unshuffle") for _ in range(2)]
-    return (*dims[:-3], Product((dims[-3], *steps)), *ctx.spatial(shape[-2:]))
+    return (*dims[:-3], Product((dims[-3], *steps)), *ctx.spatial(dims[-2:], shape[-2:]))
 
 
 @rule("channel_shuffle", "native_channel_shuffle")

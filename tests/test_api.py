@@ -1,0 +1,169 @@
+"""The Python door: a user's own module, in a few lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import growkit
+from growkit.errors import DataError, ModelError, UserInputError
+
+
+class Residual(nn.Module):
+    """A user's module: convolution, BatchNorm, torch's own ReLU, a residual sum, flatten, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(6)
+        self.conv1 = nn.Conv2d(6, 4, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(4)
+        self.conv2 = nn.Conv2d(4, 6, 3, padding=1)
+        self.hidden = nn.Linear(6 * 16, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.stem(x)))
+        x = x + self.conv2(torch.relu(self.norm2(self.conv1(x))))
+        x = nn.functional.max_pool2d(x, 2).flatten(1)
+        return self.head(torch.relu(self.hidden(x)))
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    images = torch.randn(300, 1, 8, 8, generator=generator) + labels.view(-1, 1, 1, 1)
+    return images, labels
+
+
+SETTINGS = {
+    "train.epochs": 4,
+    "train.batch_size": 32,
+    "train.optimizer.lr": 0.02,
+    "growth.when.start": 1,
+    "growth.when.every": 1,
+}
+
+
+def test_an_arbitrary_module_grows(data: tuple[Tensor, Tensor]):
+    seed = Residual()
+    grown = growkit.grow(seed, data, config={**SETTINGS, "growth.fallback": "zero"}, observers=())
+    assert grown.model is seed
+    assert type(seed) is Residual
+    assert seed.conv1.out_channels == seed.norm2.num_features == seed.conv2.in_channels > 4  # inside the block
+    assert seed.stem.out_channels == seed.conv2.out_channels == seed.norm1.num_features > 6  # the residual stream
+    assert seed.hidden.in_features == 16 * seed.stem.out_channels  # through flatten
+    assert seed.hidden.out_features > 8
+    assert max(grown.result["largest_change"].values()) <= 1e-5
+    assert grown.result["smallest_new_gradient"] > 0.0
+    assert grown.result["test"]["accuracy"] > 0.6
+
+
+def test_without_a_fallback_widths_that_gradmax_cannot_serve_stay_and_say_so(data: tuple[Tensor, Tensor]):
+    grown = growkit.grow(Residual(), data, config=SETTINGS, observers=())
+    assert grown.model.get_submodule("stem").out_channels == 6
+    assert any(line.startswith("stem: gradmax needs exactly one layer before and one after") for line in grown.refusals)
+    assert any(line.startswith("head: is the model's output") for line in grown.refusals)
+
+
+def test_torch_relu_takes_the_mirrored_form_and_the_event_says_why(data: tuple[Tensor, Tensor]):
+    grown = growkit.grow(Residual(), data, config=SETTINGS, observers=())
+    hidden = next(g for g in grown.events[0].grown if g.site == "hidden")
+    assert hidden.form == "zero_fan_out"
+    assert "slope 0 at 0" in hidden.reason
+
+
+def test_a_budget_is_kept(data: tuple[Tensor, Tensor]):
+    seed = Residual()
+    limit = sum(p.numel() for p in seed.parameters()) + 400
+    grown = growkit.grow(seed, data, budget={"params": limit}, config=SETTINGS, observers=())
+    assert grown.result["params"] <= limit
+    assert grown.events
+
+
+def test_a_run_folder_on_request_and_its_model_comes_back(data: tuple[Tensor, Tensor], tmp_path: Path):
+    grown = growkit.grow(Residual(), data, config={**SETTINGS, "run.tensorboard": False}, root=tmp_path, observers=())
+    assert grown.folder is not None
+    with pytest.raises(UserInputError, match="grew a live module \\(Residual\\).*seed_model"):
+        growkit.load(grown.folder)
+    loaded = growkit.load(grown.folder, seed_model=Residual())
+    assert torch.equal(loaded(data[0][:16]), grown.model(data[0][:16]))
+
+
+def test_regression_on_floats():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 5, generator=generator)
+    seed = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+    grown = growkit.grow(seed, (x, x[:, :1] * x[:, 1:2]), config=SETTINGS, observers=())
+    assert grown.result["test"]["accuracy"] is None
+    assert grown.model.get_submodule("0").out_features > 4
+
+
+def test_wrong_settings_name_the_key(data: tuple[Tensor, Tensor]):
+    with pytest.raises(growkit.ConfigError, match=r"train\.epoch.*did you mean"):
+        growkit.grow(Residual(), data, config={"train.epoch": 3})
+
+
+def test_a_wrong_budget_is_a_config_error(data: tuple[Tensor, Tensor]):
+    with pytest.raises(growkit.ConfigError, match="growth.budget.parms"):
+        growkit.grow(Residual(), data, budget={"parms": 3})
+
+
+def test_splits_and_augmentation_are_settings(data: tuple[Tensor, Tensor]):
+    settings = {
+        **SETTINGS,
+        "train.epochs": 1,
+        "data.split": {"test": 0.0, "validate": 0.0, "diagnose": 0.0, "accept": 0.0},
+    }
+    grown = growkit.grow(
+        Residual(),
+        data,
+        config={k: v for k, v in settings.items() if not k.startswith("growth")} | {"growth.when": "never"},
+        observers=(),
+    )
+    assert grown.result["test"] is None and grown.result["validate"] is None
+    with pytest.raises(growkit.ConfigError, match="data.split.vald.*did you mean"):
+        growkit.grow(Residual(), data, config={"data.split.vald": 0.1})
+
+
+def test_the_record_says_that_data_and_model_were_handed_over(data: tuple[Tensor, Tensor], tmp_path: Path):
+    settings = {**SETTINGS, "train.epochs": 2, "run.tensorboard": False}
+    grown = growkit.grow(Residual(), data, config=settings, root=tmp_path, observers=())
+    assert grown.folder is not None
+    recorded = growkit.load_config(grown.folder / "config.yaml")
+    assert recorded.data.name == "memory"
+    assert recorded.model.name == "live" and recorded.model.type == "Residual"
+    with pytest.raises(DataError, match="handed over in Python"):
+        growkit.run(recorded)
+
+
+def test_a_model_that_does_not_take_the_inputs(data: tuple[Tensor, Tensor]):
+    with pytest.raises(ModelError, match="does not take inputs"):
+        growkit.grow(nn.Linear(3, 3), data)
+
+
+def test_lengths_that_differ(data: tuple[Tensor, Tensor]):
+    with pytest.raises(DataError, match="300.*299|299.*300"):
+        growkit.grow(Residual(), (data[0], data[1][:-1]))
+
+
+def test_widen_by_hand_and_undo(data: tuple[Tensor, Tensor]):
+    model = Residual().eval()
+    sites = growkit.find_sites(model, data[0][:2])
+    before = model(data[0][:8])
+    edit = growkit.widen(model, sites["hidden"], 3)
+    assert model.hidden.out_features == 11
+    torch.testing.assert_close(model(data[0][:8]), before, rtol=0, atol=1e-5)
+    edit.undo()
+    assert torch.equal(model(data[0][:8]), before)
+
+
+def test_widen_names_the_initializers_that_work_without_data(data: tuple[Tensor, Tensor]):
+    model = Residual()
+    sites = growkit.find_sites(model, data[0][:2])
+    with pytest.raises(UserInputError, match="'zero' or 'random', got 'gradmax'"):
+        growkit.widen(model, sites["hidden"], 3, initializer="gradmax")

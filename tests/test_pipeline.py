@@ -1,0 +1,160 @@
+"""The main job from settings to result, short: what a grown run, its controls and its record must hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import EXPERIMENTS, short
+
+import growkit
+from growkit.config import load_config
+from growkit.data import load_data
+from growkit.errors import TrainingError, UserInputError
+from growkit.pipeline import RunResult, run
+from growkit.report import Observer
+
+
+def short_run(root: Path, **overrides: str) -> RunResult:
+    return run(load_config(EXPERIMENTS / "wrn_quarter.yaml", short(root, **overrides)), observers=())
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return short_run(tmp_path_factory.mktemp("grown"))
+
+
+def events(result: RunResult, kind: str) -> list[dict]:
+    assert result.folder is not None
+    lines = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+def test_the_seed_grows_to_the_full_network(grown: RunResult):
+    full = load_config(EXPERIMENTS / "wrn_quarter.yaml", ["model.block_width=1.0"]).model
+    with torch.random.fork_rng():
+        target = growkit.models.build_model(full, (1, 8, 8), 10)
+    assert [p.shape for p in grown.model.parameters()] == [p.shape for p in target.parameters()]
+
+
+def test_every_event_keeps_the_function(grown: RunResult):
+    assert len(events(grown, "growth")) == 3
+    for event in events(grown, "growth"):
+        assert event["change"]["eval"] <= 1e-5
+        assert event["change"]["train"] <= 1e-5
+        assert event["loss_after"] == pytest.approx(event["loss_before"], rel=1e-5)
+
+
+def test_new_units_learn_from_the_first_step(grown: RunResult):
+    first_steps = events(grown, "new_units")
+    assert [line["step"] for line in first_steps] == [event["step"] + 1 for event in events(grown, "growth")]
+    assert all(norm > 0.0 for line in first_steps for norm in line["gradient_norms"].values())
+
+
+def test_the_plan_says_what_will_happen(grown: RunResult):
+    planned = events(grown, "started")[0]["plan"]
+    happened = [{"step": event["step"], "widths": event["widths"]} for event in events(grown, "growth")]
+    assert planned == happened
+    assert grown.result["planned_train_flops"] == grown.result["train_flops"]
+
+
+def test_training_flops_are_three_forwards_per_sample_at_each_width(grown: RunResult):
+    samples = len(load_data(load_config(EXPERIMENTS / "wrn_quarter.yaml").data).train)
+    per_epoch = [3 * record.flops * samples for record in grown.history.epochs]
+    assert grown.result["train_flops"] == sum(per_epoch)
+
+
+def test_a_loaded_model_is_bit_equal(grown: RunResult):
+    images = load_data(load_config(EXPERIMENTS / "wrn_quarter.yaml").data).example(32)
+    assert grown.folder is not None
+    assert torch.equal(growkit.load(grown.folder)(images), grown.model(images))
+
+
+def test_every_stage_can_be_loaded(grown: RunResult):
+    assert grown.folder is not None
+    widths = [growkit.load(grown.folder, stage=stage.number).blocks[0].conv1.out_channels for stage in grown.stages]
+    assert widths == [4, 8, 12, 16]
+
+
+def test_the_run_folder_is_complete(grown: RunResult):
+    assert grown.folder is not None
+    names = {path.name for path in grown.folder.iterdir()}
+    assert names == {"config.yaml", "env.json", "events.jsonl", "metrics.csv", "stages", "model", "result.json"}
+    assert (grown.folder.parent / "latest").resolve() == grown.folder.resolve()
+    assert load_config(grown.folder / "config.yaml").model.name == "wrn"
+
+
+def test_the_same_seed_gives_the_same_weights(grown: RunResult, tmp_path: Path):
+    again = short_run(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(grown.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_the_ungrown_seed_at_equal_training_flops(grown: RunResult, tmp_path: Path):
+    control = short_run(tmp_path, control="seed")
+    assert control.result["events"] == 0
+    assert control.result["control"] == "seed"
+    assert control.result["params"] < grown.result["params"]
+    assert control.result["train_flops"] == pytest.approx(grown.result["train_flops"], rel=0.02)
+    assert set(control.result) == set(grown.result)
+
+
+def test_the_full_network_at_equal_training_flops(grown: RunResult, tmp_path: Path):
+    control = short_run(tmp_path, control="full")
+    assert control.result["params"] == grown.result["params"]
+    assert control.result["train_flops"] == pytest.approx(grown.result["train_flops"], rel=0.05)
+
+
+def test_control_full_needs_a_model_that_knows_its_full_width(tmp_path: Path):
+    with pytest.raises(UserInputError, match="control: full needs a model that knows its full width.*'mlp'"):
+        short_run(tmp_path, model="mlp", growth__sites="['*']", control="full")
+
+
+def test_bf16_records_its_change_beside_the_exact_one(tmp_path: Path):
+    result = short_run(tmp_path, train__precision="bf16", train__epochs="2", growth__when__events="1")
+    (event,) = events(result, "growth")
+    assert event["change"]["eval"] <= 1e-5
+    assert event["change_at_precision"] is not None
+
+
+def test_a_budget_ends_growth(tmp_path: Path):
+    result = short_run(tmp_path, growth__budget__params="100000")
+    assert 89_082 <= result.result["params"] <= 100_000  # all of the first event, and what fits of the second
+
+
+def test_diverging_training_is_a_named_error(tmp_path: Path):
+    with pytest.raises(TrainingError, match="training loss must stay finite.*lower train.optimizer.lr"):
+        short_run(
+            tmp_path, train__optimizer__lr="1e12", train__precision="fp32", train__epochs="2", growth__when="never"
+        )
+
+
+class _Interrupt(Observer):
+    """Presses Ctrl-C after a number of steps."""
+
+    def __init__(self, after: int):
+        self._after = after
+
+    def step(self, step: int) -> None:
+        if step == self._after:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_keeps_what_was_logged(tmp_path: Path):
+    config = load_config(EXPERIMENTS / "wrn_quarter.yaml", short(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        run(config, observers=[_Interrupt(after=20)])
+    folder = tmp_path / "wrn_quarter" / "latest"
+    kinds = [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert kinds == ["started", "epoch", "growth", "new_units", "interrupted"]
+    assert not (folder / "result.json").exists()
+    assert growkit.load(folder, stage=1).blocks[0].conv1.out_channels == 8
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_main_job_reaches_98_percent(seed: int, tmp_path: Path):
+    config = load_config(EXPERIMENTS / "wrn_quarter.yaml", [f"seed={seed}", f"run.root={tmp_path}"])
+    assert run(config, observers=()).result["test"]["accuracy"] >= 0.98

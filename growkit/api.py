@@ -64,11 +64,13 @@ def grow(
 
     Args:
         model: any module that maps a batch of inputs to [B, classes] logits or [B, K] values.
-        train, validate, test: (inputs, targets) of tensors or arrays, a torch Dataset or a DataLoader; integer targets
-            mean classification. What is not given is split off `train`, by the shares in `data.split`.
+        train: (inputs, targets) of tensors or arrays, a torch Dataset or a DataLoader; integer targets mean
+            classification. What is not given below is split off it, by the shares in `data.split`.
+        validate: likewise, used as it is; steers growth.
+        test: likewise; read once, at the end.
         budget: {"params": ..., "flops": ...} that no event may exceed.
-        config: settings as {"train.epochs": 20, "data.split.validate": 0.2, "data.augment.flip": True}, a YAML file or a
-            Config, of which `model` and the source of the data are replaced by what is given here.
+        config: settings as {"train.epochs": 20, "data.split.validate": 0.2, "data.augment.flip": True}, a YAML file or
+            a Config, of which `model` and the source of the data are replaced by what is given here.
         root: folder under which a run folder is written; None writes nothing.
         observers: who watches; None prints to the terminal, () is silent.
 
@@ -147,9 +149,12 @@ def widen(
     """Widen one site of `model` in place; `optimizer`'s state grows along. `.undo()` takes it back.
 
     Args:
-        site: from `growkit.find_sites(model, example)`. num_new: units to add.
-        initializer: "zero" (Gaussian fan-in, zero fan-out) or "random" (the same by measured choice is part of
-            `growkit.grow`; here, without data, its zero fan-out form). Both keep the function.
+        model: the module the site was found in.
+        site: from `growkit.find_sites(model, example)`.
+        num_new: units to add.
+        optimizer: the optimizer that trains the model, if there is one yet.
+        initializer: "zero" or "random": Gaussian fan-in and zero fan-out, which keeps any function; they differ in the
+            length of the fan-in, as in `growth.initializer`.
         seed: of the Gaussian directions.
 
     Raises:
@@ -158,7 +163,8 @@ def widen(
     settings = {"zero": ZeroSettings(), "random": RandomSettings(form="zero_fan_out")}.get(initializer)
     if settings is None:
         raise UserInputError(
-            f"widen's initializer must be 'zero' or 'random', got {initializer!r}; those that need data, such as gradmax, run in growkit.grow"
+            f"widen's initializer must be 'zero' or 'random', got {initializer!r}; "
+            "those that need data, such as gradmax, run in growkit.grow"
         )
     if num_new < 1:
         raise GrowthRefused(f"{site.name} must grow by at least 1 unit, got {num_new}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from growkit.config import Config
 from growkit.config.growth import NeverSettings
 from growkit.config.models import ModelSettings
-from growkit.cost import count_flops, count_params
+from growkit.cost import count_flops
 from growkit.data import Data, load_data, num_batches
 from growkit.device import ComputePolicy, choose_compute
 from growkit.errors import UserInputError
@@ -66,7 +67,9 @@ def assemble(
     """Build data, seed, graph, controller and trainer.
 
     Args:
-        config: the settings. model, data: a live module and data in place of those the settings name.
+        config: the settings.
+        model: a live module in place of the one the settings name.
+        data: likewise.
         writes: whether the run will write a folder.
 
     Raises:
@@ -132,11 +135,12 @@ def _control(config: Config, data: Data, live: nn.Module | None, compute: Comput
     """A baseline for the training FLOPs that the growth plan would spend."""
     if planned.plan is None or planned.planned_flops is None:
         raise UserInputError(
-            f"control needs a growth plan known in advance, and growth.when {config.growth.when.name!r} depends on training; "
-            "use growth.when: periodic"
+            f"control needs a growth plan known in advance, and growth.when {config.growth.when.name!r} depends on "
+            "training; use growth.when: periodic"
         )
+    asked = config
     never = config.growth.model_copy(update={"when": NeverSettings()})
-    update = {"growth": never}
+    update: dict[str, Any] = {"growth": never}
     if config.control == "full":
         full = None if live is not None else config.model.full()
         if full is None:
@@ -155,7 +159,9 @@ def _control(config: Config, data: Data, live: nn.Module | None, compute: Comput
         ).total
     samples_per_step = planned.data.train.targets.shape[0] / planned.trainer.steps_per_epoch
     steps = max(1, round(planned.planned_flops / (3 * flops * samples_per_step)))
-    return _fit(config, data, live, compute, total_steps=steps)
+    parts = _fit(config, data, live, compute, total_steps=steps)
+    parts.config = asked  # the record repeats the run: the plan it is compared with stands in these settings
+    return parts
 
 
 def _planned_flops(plan: GrowthPlan, controller: GrowthController, trainer: Trainer, beyond_graph: int) -> int:
@@ -172,7 +178,8 @@ def _planned_flops(plan: GrowthPlan, controller: GrowthController, trainer: Trai
 def _check_splits(config: Config, data: Data) -> None:
     if len(data.train) < 2:
         raise UserInputError(
-            f"data: the train split must hold at least 2 samples, got {len(data.train)}; raise data.limit or lower data.split"
+            f"data: the train split must hold at least 2 samples, got {len(data.train)}; "
+            "raise data.limit or lower data.split"
         )
 
 
@@ -186,7 +193,8 @@ def _warnings(
             found.append("no growth event falls within the training: lower growth.when.start or raise train.epochs")
         elif wanted is not None and len(plan.events) < wanted:
             found.append(
-                f"{len(plan.events)} of the {wanted} growth events of growth.when take place before the training or the room ends"
+                f"{len(plan.events)} of the {wanted} growth events of growth.when take place before the training "
+                "or the room ends"
             )
     if unknown:
         found.append(f"FLOPs leave out operators without a formula: {', '.join(unknown)}")

@@ -1,4 +1,4 @@
-"""The command line. Settings are read and checked before torch is imported; bad input ends with one message and code 2."""
+"""The command line. Settings are checked before torch is imported; bad input ends with one message and code 2."""
 
 from __future__ import annotations
 

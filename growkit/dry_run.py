@@ -56,7 +56,8 @@ def render(facts: dict[str, Any]) -> str:
     lines += [f"{name:<9} {_size(facts[name])}" for name in ("seed", "target", "final")]
     lines.append(f"sites     {len(facts['sites'])} may grow")
     lines += [
-        f"  {s['name']:<28} {s['width']:>5} -> {s['target']:<5} {s['params_per_unit']:>8,} params, {human(s['flops_per_unit'])}FLOPs per unit"
+        f"  {s['name']:<28} {s['width']:>5} -> {s['target']:<5} "
+        f"{s['params_per_unit']:>8,} params, {human(s['flops_per_unit'])}FLOPs per unit"
         for s in facts["sites"]
     ]
     lines += [f"  {r['name']:<28} {r['width']:>5}    refused: {r['reason']}" for r in facts["refused"]]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,8 @@ def run(
 
     Args:
         config: the settings.
-        model: a live seed module, grown in place, in place of `config.model`. data: in place of `config.data`.
+        model: a live seed module to grow in place of the one `config.model` names.
+        data: likewise, in place of `config.data`.
         observers: who watches beside the run folder; None prints to the terminal.
         writes: whether to write a run folder under `config.run.root`.
 

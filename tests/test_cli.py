@@ -58,7 +58,8 @@ def test_a_file_broken_in_four_ways_gives_four_lines(tmp_path: Path):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "missing.yaml"], ["run", WRN, "train.epochs=none"]])
 def test_torch_is_not_imported_for_help_or_bad_settings(arguments: list[str]):
-    code = f"import sys\nfrom growkit.cli import main\ntry:\n    main({arguments!r})\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules)"
+    run = f"from growkit.cli import main\ntry:\n    main({arguments!r})\nexcept SystemExit:\n    pass"
+    code = f"import sys\n{run}\nprint('torch' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip().endswith("False")
 
@@ -102,7 +103,8 @@ def test_a_plain_run_prints_epochs_growth_and_six_lines(tmp_path: Path):
 
 def test_a_model_that_does_not_fit_the_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "sevenfold.py").write_text(
-        "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 7))\n"
+        "from torch import nn\n\n\ndef net():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 7))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert "[2, 7] outputs" in refused("run", WRN, "model=sevenfold:net", f"run.root={tmp_path / 'runs'}")

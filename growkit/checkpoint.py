@@ -1,11 +1,14 @@
 """A grown model on disk: weights in safetensors, architecture in JSON; it comes back without pickle.
 
-The architecture record holds how the seed was made and every edit since. Loading builds the seed, replays the edits,
-which restores the structure, and then reads the weights.
+`architecture.json` holds how the seed was made and every edit since (see `Architecture`), and under `weights_sha256`
+the SHA-256 of `weights.safetensors`. Loading builds the seed, replays the edits, which restores the structure, and
+reads the weights, if they are the ones the record was written for.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
@@ -24,7 +27,7 @@ from growkit.errors import UserInputError
 from growkit.models import build_model
 from growkit.report import write_atomically
 from growkit.rng import isolated
-from growkit.surgery import EditRecord, replay
+from growkit.surgery import EditRecord, lookup, replay
 
 __all__ = ["ARCHITECTURE_VERSION", "Architecture", "load", "load_model", "save_model"]
 
@@ -63,32 +66,42 @@ class Architecture:
         }
 
     @classmethod
-    def from_json(cls, record: dict[str, Any], where: Path) -> Architecture:
+    def from_json(cls, record: Any, where: Path) -> Architecture:
         """Read what `to_json` wrote.
 
         Raises:
             UserInputError: another version, or not such a record.
         """
+        if not isinstance(record, dict):
+            raise UserInputError(f"{where} must be an architecture record, got a {type(record).__name__}")
         if record.get("version") != ARCHITECTURE_VERSION:
             raise UserInputError(
-                f"{where}: version must be {ARCHITECTURE_VERSION}, got {record.get('version')!r}; another version of growkit wrote it"
+                f"{where}: version must be {ARCHITECTURE_VERSION}, got {record.get('version')!r}; another version of "
+                "growkit wrote it"
             )
         try:
             seed = None if record["seed"] is None else TypeAdapter(AnyModel).validate_python(record["seed"])
             edits = tuple(EditRecord.from_json(edit) for edit in record["edits"])
             shape = tuple(record["input_shape"])
             return cls(seed, record["seed_class"], shape, record["num_outputs"], record["channels_last"], edits)
-        except (KeyError, TypeError, ValidationError) as error:
-            raise UserInputError(f"{where} must be an architecture record, got one that is damaged: {error}") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
+            raise UserInputError(
+                f"{where} must be an architecture record, got one that is damaged: {type(error).__name__}: {error}"
+            ) from error
 
 
 def save_model(folder: Path, model: nn.Module, architecture: Architecture) -> None:
-    """Write `weights.safetensors` and `architecture.json` into `folder`, each whole or not at all."""
+    """Write `weights.safetensors` and `architecture.json` into `folder`, each whole or not at all.
+
+    The weights are the model's state, and with it any buffer that growth has widened, also a non-persistent one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    state = {**model.state_dict(), **_widened_buffers(model, architecture)}
     # a copy each: safetensors refuses tensors that share memory, as tied weights do
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / "weights.safetensors", write_tensors(tensors))
-    write_atomically(folder / "architecture.json", json.dumps(architecture.to_json()).encode())
+    weights = write_tensors({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
+    record = {**architecture.to_json(), "weights_sha256": hashlib.sha256(weights).hexdigest()}
+    write_atomically(folder / "weights.safetensors", weights)
+    write_atomically(folder / "architecture.json", json.dumps(record).encode())
 
 
 def load(
@@ -97,25 +110,23 @@ def load(
     """The model of a run, on the CPU in eval mode, bit-equal to what was saved.
 
     Args:
-        run_dir: the run folder. stage: "final", or the number of a train stage, from 0.
-        seed_model: the seed, for runs that started from a live module; it is grown and filled in place.
+        run_dir: the run folder.
+        stage: "final", or the number of a train stage, from 0.
+        seed_model: the seed, for runs that started from a live module; it is grown and filled in place, where it lies,
+            or left as it was if it does not fit.
         trust: allow importing the user's code that a `package.module:callable` model names.
 
     Raises:
         UserInputError: no such run or stage, a damaged file, or a seed that is missing or does not fit.
     """
     run = Path(run_dir)
+    if stage != "final" and not str(stage).isdecimal():
+        raise UserInputError(f"stage must be 'final' or the number of a train stage, from 0, got {stage!r}")
     folder = run / "model" if stage == "final" else run / "stages" / f"{int(stage):03d}"
     if not (folder / "architecture.json").is_file():
-        saved = sorted(path.name for path in (run / "stages").glob("*")) if (run / "stages").is_dir() else []
-        raise UserInputError(
-            f"{run}: a run folder must hold a saved model, got none for stage {stage!r}"
-            + (
-                f"; there are stages {', '.join(str(int(name)) for name in saved)}"
-                if saved
-                else "; is it a run folder?"
-            )
-        )
+        saved = sorted(int(path.parent.name) for path in run.glob("stages/[0-9]*/architecture.json"))
+        hint = f"there are stages {', '.join(map(str, saved))}" if saved else "is it a run folder?"
+        raise UserInputError(f"{run}: a run folder must hold a saved model, got none for stage {stage!r}; {hint}")
     return load_model(folder, seed_model=seed_model, trust=trust)
 
 
@@ -123,16 +134,29 @@ def load_model(folder: Path, *, seed_model: nn.Module | None = None, trust: bool
     """The model saved in `folder`; see `load`."""
     try:
         record = json.loads((folder / "architecture.json").read_text())
-        tensors = read_tensors((folder / "weights.safetensors").read_bytes())
-    except (OSError, ValueError, SafetensorError) as error:
+        weights = (folder / "weights.safetensors").read_bytes()
+    except (OSError, ValueError) as error:
         raise UserInputError(f"{folder} must hold architecture.json and weights.safetensors, got: {error}") from error
     architecture = Architecture.from_json(record, folder / "architecture.json")
+    tensors = _verified(weights, record.get("weights_sha256"), folder / "weights.safetensors")
     model = _seed(architecture, seed_model, trust)
-    replay(model, architecture.edits)
-    _fill(model, tensors, folder)
-    if architecture.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if seed_model is not None:
+        _restore(copy.deepcopy(seed_model), architecture, tensors, folder)  # a trial: a seed that does not fit stays
+    _restore(model, architecture, tensors, folder)
     return model.eval()
+
+
+def _verified(weights: bytes, expected: str | None, where: Path) -> dict[str, Tensor]:
+    found = hashlib.sha256(weights).hexdigest()
+    if found != expected:
+        raise UserInputError(
+            f"{where} must have the SHA-256 that architecture.json records, {expected}, got {found}; the file is "
+            "damaged or from another model, so copy both again"
+        )
+    try:
+        return read_tensors(weights)
+    except SafetensorError as error:
+        raise UserInputError(f"{where} must be a safetensors file, got: {error}") from error
 
 
 def _seed(architecture: Architecture, seed_model: nn.Module | None, trust: bool) -> nn.Module:
@@ -153,17 +177,42 @@ def _seed(architecture: Architecture, seed_model: nn.Module | None, trust: bool)
         return build_model(architecture.seed, architecture.input_shape, architecture.num_outputs)
 
 
+def _restore(model: nn.Module, architecture: Architecture, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Give a seed, in place, the structure, values and memory layout that were saved."""
+    try:
+        replay(model, architecture.edits)
+    except IndexError as error:
+        raise UserInputError(
+            f"{folder}/architecture.json must be an architecture record, got edits that are damaged: {error}"
+        ) from error
+    _fill(model, architecture, tensors, folder)
+    if architecture.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _widened_buffers(model: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+    """Buffers that edits changed, by name: a state dict leaves out those that are not persistent."""
+    changes = [change for edit in architecture.edits for change in edit.tensors if change.kind == "buffer"]
+    return {name: lookup(model, name, "buffer") for change in changes for name in change.names}
+
+
 @torch.no_grad()
-def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    state = model.state_dict()
+def _fill(model: nn.Module, architecture: Architecture, tensors: dict[str, Tensor], folder: Path) -> None:
+    persistent, widened = model.state_dict(), _widened_buffers(model, architecture)
+    state = {**persistent, **widened}
     problems = [f"{name} is missing from the file" for name in state.keys() - tensors.keys()]
     problems += [f"{name} is in the file only" for name in tensors.keys() - state.keys()]
     problems += [
-        f"{name} has shape {tuple(state[name].shape)} in the model and {tuple(tensors[name].shape)} in the file"
+        f"{name} is {_kind(state[name])} in the model and {_kind(tensors[name])} in the file"
         for name in state.keys() & tensors.keys()
-        if state[name].shape != tensors[name].shape
+        if _kind(state[name]) != _kind(tensors[name])
     ]
     if problems:
         raise UserInputError(f"{folder}/weights.safetensors must fit the model, but " + "; ".join(sorted(problems)[:8]))
-    for name, tensor in state.items():
-        tensor.copy_(tensors[name])
+    model.load_state_dict({name: tensors[name] for name in persistent})
+    for name, buffer in widened.items():
+        buffer.copy_(tensors[name])
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -73,7 +73,8 @@ def choose_compute(precision: str = "auto", device: str = "auto") -> ComputePoli
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserInputError(
-            "train.device must name a device this machine has, got 'cuda' but torch finds no CUDA device; use 'auto' or 'cpu'"
+            "train.device must name a device this machine has, got 'cuda' but torch finds no CUDA device; "
+            "use 'auto' or 'cpu'"
         )
     where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if precision != "auto":
@@ -84,11 +85,16 @@ def choose_compute(precision: str = "auto", device: str = "auto") -> ComputePoli
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """True fp32 for checks: autocast off, no TF32 in matrix products and convolutions."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """True fp32 for checks: autocast off, no TF32 or bf16 in matrix products, convolutions and recurrent layers."""
+    # operator by operator: torch's older switches (allow_tf32) cover several at once and cannot all be put back
+    cuda, cudnn, onednn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    operators: list[Any] = [cuda.matmul, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn]  # type: ignore[attr-defined]
+    before = [operator.fp32_precision for operator in operators]
     try:
+        for operator in operators:
+            operator.fp32_precision = "ieee"
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        for operator, precision in zip(operators, before, strict=True):
+            operator.fp32_precision = precision

@@ -18,17 +18,18 @@ PACKAGES = ("growkit", "torch", "torchvision", "numpy", "scikit-learn", "pydanti
 
 
 def describe_environment() -> dict[str, Any]:
-    """The record kept in env.json (docs/formats.md). No names of users, hosts or folders."""
+    """The record kept in env.json (docs/formats.md): no names of users, hosts or folders but those in the command."""
     return {
         "version": ENVIRONMENT_VERSION,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in PACKAGES},
+        # torch says itself which build it is ("+cpu", "+cu130"); its packaging may not
+        "packages": {**{name: _version(name) for name in PACKAGES}, "torch": str(torch.__version__)},
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [*(Path(program).name for program in sys.argv[:1]), *sys.argv[1:]],
     }
 
 

@@ -198,6 +198,7 @@ class _Progress:
             "version": RESULT_VERSION,
             "test": _scores(test),
             "validate": _scores(self.validation),
+            "train": {"accuracy": self.history.epochs[-1].train_accuracy, "loss": self.history.epochs[-1].train_loss},
             "params": self.params,
             "flops": self.flops,
             "train_flops": self.cost.training,

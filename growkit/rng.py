@@ -1,4 +1,4 @@
-"""Named random streams: each use of chance draws from its own, so that arms of an experiment can share some and not others.
+"""Named random streams: each use of chance has its own, so that arms of an experiment can share some and not others.
 
 Two runs with one seed share data order, augmentation and initial weights even where one of them grows and the other
 does not: growth draws from its own stream.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 __all__ = ["STREAMS", "Streams", "isolated"]
 
@@ -32,6 +33,7 @@ class Streams:
     def __init__(self, seed: int):
         self.seed = seed
         self._generators: dict[str, torch.Generator] = {}
+        self._lent: dict[str, tuple[Tensor, list[Tensor]]] = {}  # states of the global generators, CPU and CUDA
 
     def seed_of(self, name: str) -> int:
         """The 63-bit seed of the stream `name`, one of STREAMS."""
@@ -46,14 +48,35 @@ class Streams:
             self._generators[name] = torch.Generator().manual_seed(self.seed_of(name))
         return self._generators[name]
 
+    @contextmanager
+    def lent(self, name: str) -> Iterator[None]:
+        """Let torch's global generators serve the stream `name` for a block, for what takes no generator: dropout.
+
+        The next block goes on where this one ended; whatever drew from the global generators before or between the
+        blocks finds them as it left them.
+        """
+        with isolated(self.seed_of(name)):
+            if name in self._lent:
+                cpu, cuda = self._lent[name]
+                torch.set_rng_state(cpu)
+                for device, state in enumerate(cuda):
+                    torch.cuda.set_rng_state(state, device)
+            try:
+                yield
+            finally:
+                self._lent[name] = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in _devices()]
+
+
+def _devices() -> list[int]:
+    """The CUDA devices in use; asking one for its state would start it."""
+    started = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return list(range(torch.cuda.device_count())) if started else []
+
 
 @contextmanager
 def isolated(seed: int | None = None) -> Iterator[None]:
-    """Run a block on torch's global generators and put their states back afterwards; `seed` seeds them for the block."""
-    devices = (
-        list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    )
-    with torch.random.fork_rng(devices=devices):
+    """Run a block on torch's global generators, seeded if `seed` is given, and put their states back afterwards."""
+    with torch.random.fork_rng(devices=_devices()):
         if seed is not None:
             torch.manual_seed(seed)
         yield

@@ -15,7 +15,7 @@ from growkit.config.train import TrainSettings
 from growkit.data import Data, batches, num_batches
 from growkit.device import ComputePolicy
 from growkit.errors import TrainingError
-from growkit.rng import Streams
+from growkit.rng import Streams, isolated
 from growkit.schedule import rate_factor
 
 __all__ = ["Evaluation", "Trainer", "data_loss", "evaluate"]
@@ -41,17 +41,27 @@ def data_loss(task: str, label_smoothing: float = 0.0) -> Callable[[Any, Tensor]
 def evaluate(
     model: nn.Module, data: Data, split: str, compute: ComputePolicy, batch_size: int = 1000
 ) -> Evaluation | None:
-    """Loss (without label smoothing) and accuracy of `model` on a split; None where the split is empty."""
-    if len(data.splits[split]) == 0:
+    """Loss (without label smoothing) and accuracy of `model` on a split; None where the split is empty.
+
+    The mode of every submodule and torch's random state are as before.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    if len(data.split(split)) == 0:
         return None
-    was_training = model.training
-    model.eval()
     meter, loss = _Meter(data.task), data_loss(data.task)
-    for inputs, targets in batches(data, split, batch_size, channels_last=compute.channels_last):
-        with compute.autocast():
-            outputs = model(inputs)
-        meter.add(loss(outputs, targets), outputs, targets)
-    model.train(was_training)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with isolated():
+            model.eval()
+            for inputs, targets in batches(data, split, batch_size, channels_last=compute.channels_last):
+                with compute.autocast():
+                    outputs = model(inputs)
+                meter.add(loss(outputs, targets), outputs, targets)
+    finally:
+        for module, training in modes:
+            module.training = training
     return meter.result()
 
 
@@ -62,6 +72,10 @@ class _Meter:
         self._classification = task == "classification"
         self._sums: Tensor | None = None
         self._samples = 0
+
+    @property
+    def empty(self) -> bool:
+        return self._sums is None
 
     def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
         correct = (outputs.argmax(1) == targets).sum() if self._classification else loss.new_zeros(())
@@ -104,7 +118,7 @@ class Trainer:
         self.steps_per_epoch = num_batches(self.data, "train", self.settings.batch_size, training=True)
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._meter = _Meter(self.data.task)
-        torch.manual_seed(self.streams.seed_of("dropout"))  # the global stream serves dropout from here on
+        assert self.steps_per_epoch > 0, "a train split of one sample gives no training batch"
 
     @property
     def finished(self) -> bool:
@@ -125,38 +139,43 @@ class Trainer:
     ) -> None:
         """Train until `stop(step)` says so or the run's steps are done.
 
+        Dropout draws from its own stream, lent to torch's global generators for the stage.
+
         Args:
-            stop: asked after every optimizer step. on_step: called after every step, gradients still in place.
+            stop: asked after every optimizer step.
+            on_step: called after every step, gradients still in place.
             on_epoch: called after the last step of every epoch with the mean training loss and accuracy.
 
         Raises:
-            TrainingError: the loss is not finite at the end of an epoch.
+            TrainingError: the loss is not finite at the end of an epoch or of the stage.
         """
-        while not self.finished:
-            self._one_step(*self._next_batch())
-            on_step(self.step)
-            if self.step % self.steps_per_epoch == 0 or self.finished:
-                self._close_epoch(on_epoch)
-            if stop(self.step):
-                return
+        with self.streams.lent("dropout"):
+            while not self.finished:
+                self._one_step(*self._next_batch())
+                on_step(self.step)
+                if self.step % self.steps_per_epoch == 0 or self.finished:
+                    self._close_epoch(on_epoch)
+                if stop(self.step):
+                    self._check_finite()
+                    return
 
     def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
         self._set_rate()
         self.model.train()
-        outputs: Tensor | None = None
+        passes: list[tuple[Tensor, Tensor]] = []
 
-        def closure() -> Tensor:
-            nonlocal outputs
+        def closure() -> Any:  # torch's stub says float, its optimizers take a tensor
             self.optimizer.zero_grad(set_to_none=True)
             with self.compute.autocast():
                 outputs = self.model(inputs)
             loss = self.loss(outputs, targets)
             loss.backward()
+            passes.append((loss.detach(), outputs.detach()))
             return loss
 
-        loss = self.optimizer.step(closure)
-        assert outputs is not None and loss is not None
-        self._meter.add(torch.as_tensor(loss), outputs.detach(), targets)
+        self.optimizer.step(closure)
+        # an optimizer may ask more than once; the first pass is the one at the weights that the step began with
+        self._meter.add(*passes[0], targets)
         self.step += 1
         self.last_batch_size = len(targets)
 
@@ -182,11 +201,16 @@ class Trainer:
             self._source = None
 
     def _close_epoch(self, on_epoch: Callable[[Evaluation], None]) -> None:
+        self._check_finite()
         self.epoch += 1
         result, self._meter = self._meter.result(), _Meter(self.data.task)
-        if not math.isfinite(result.loss):
-            raise TrainingError(
-                f"the training loss must stay finite, got {result.loss} in epoch {self.epoch} (step {self.step}); "
-                "lower train.optimizer.lr, or add train.schedule.warmup_epochs"
-            )
         on_epoch(result)
+
+    def _check_finite(self) -> None:
+        """Once an epoch and once a stage: a check makes the host wait for the device."""
+        loss = 0.0 if self._meter.empty else self._meter.result().loss
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the training loss must stay finite, got {loss} in epoch {self.epoch + 1} (by step {self.step}); "
+                "lower train.optimizer.lr, or raise train.schedule.warmup_epochs"
+            )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from growkit.errors import UserInputError
 from growkit.graph import GrowthSite
 
 __all__ = [
@@ -42,7 +43,7 @@ class Clock:
 class EpochRecord:
     """What one epoch gave. Losses in nats or squared units, accuracies in 0..1 (None for regression), FLOPs as 2 x MAC.
 
-    validate_* are None where the validate split is empty. flops: forward per sample. train_flops: spent since the start.
+    validate_* are None where the validate split is empty. flops: forward per sample. train_flops: spent so far.
     """
 
     step: int
@@ -95,9 +96,16 @@ class History:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> History:
-        """Read what `to_json` wrote."""
-        if record["version"] != HISTORY_VERSION:
-            raise ValueError(f"a history must have version {HISTORY_VERSION}, got {record['version']!r}")
+        """Read what `to_json` wrote.
+
+        Raises:
+            UserInputError: the record has another version.
+        """
+        if record.get("version") != HISTORY_VERSION:
+            raise UserInputError(
+                f"a history must have version {HISTORY_VERSION}, got {record.get('version')!r}; "
+                "it was written by another version of growkit"
+            )
         return cls(
             clock=Clock(**record["clock"]),
             step=record["step"],
@@ -181,7 +189,7 @@ class Extended:
 class Initializer(ABC):
     """How new units begin."""
 
-    name: str
+    name: ClassVar[str]
 
     @abstractmethod
     def refuses(self, site: GrowthSite) -> str | None:
@@ -192,7 +200,11 @@ class Initializer(ABC):
         """The new slices of `site`.
 
         Args:
-            site: where. num_new: how many units.
+            site: where.
+            num_new: how many units.
             measurement: a growkit.growth.statistics.Measurement, the facts of one batch.
             generator: source of all chance (CPU).
+
+        Raises:
+            GrowthRefused: the settings ask for what the measured facts forbid.
         """

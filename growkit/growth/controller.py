@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from growkit.config.growth import GrowthSettings
 from growkit.cost import count_flops, count_params
 from growkit.device import ComputePolicy
-from growkit.errors import SurgeryError, UserInputError
+from growkit.errors import GrowthRefused, SurgeryError, UserInputError
 from growkit.graph import GrowthSite, Refusal, Sites
 from growkit.growth.base import Clock, Extended, GrowthDecision, GrowthRecord, History, Initializer, SiteState
 from growkit.growth.initializers import build_initializer
@@ -45,7 +45,8 @@ class SiteGrowth:
     """What one event did to one site.
 
     Attributes:
-        initializer, form, reason: how the new units began, and why in that form. facts: the initializer's numbers.
+        initializer, form, reason: how the new units began, and why in that form.
+        facts: the initializer's numbers.
     """
 
     site: str
@@ -63,7 +64,8 @@ class GrowthEvent:
 
     Attributes:
         step: after how many optimizer steps.
-        grown: per site what happened. refused: sites given up at this event, with the reason.
+        grown: per site what happened.
+        refused: sites given up at this event, with the reason.
         change: relative change of the outputs in fp32, eval and train mode.
         change_at_precision: the same under the run's autocast, eval mode; recorded, not gated; None in fp32.
         loss_before, loss_after: data loss on the growth batch, eval mode.
@@ -91,8 +93,12 @@ class GrowthController:
     """Grows one model through one run.
 
     Attributes:
-        model: grown in place. sites: its graph. settings: the policy. loss: data loss of (outputs, targets).
-        compute: device and precision of the run. generator: the growth stream.
+        model: grown in place.
+        sites: its graph.
+        settings: the policy.
+        loss: data loss of (outputs, targets).
+        compute: device and precision of the run.
+        generator: the growth stream.
         tracked: the sites that may grow, in the order of the graph. refusals: those that may not, with the reason.
         edits: the record of every edit so far, for replay.
     """
@@ -139,7 +145,7 @@ class GrowthController:
 
     def plan(self, clock: Clock) -> GrowthPlan | None:
         """The events to come, if the trigger knows them in advance."""
-        return plan_growth(self.settings, self._states(), clock)
+        return plan_growth(self.settings, self._states(), clock, self._affords)
 
     def due(self, history: History) -> bool:
         """Whether to grow now: the trigger fires, and a site has room within the budget."""
@@ -149,11 +155,15 @@ class GrowthController:
         """One growth event, in place: model and optimizer state widen, and the function stays.
 
         Args:
-            optimizer: its state grows along. inputs, targets: the growth batch, on the model's device.
+            optimizer: its state grows along.
+            inputs: of the growth batch, on the model's device.
+            targets: of the growth batch.
             history: gains a GrowthRecord.
 
         Raises:
-            SurgeryError: every chosen site would have changed the outputs by more than `growth.tolerance`; nothing is changed.
+            SurgeryError: every chosen site would have changed the outputs by more than `growth.tolerance`; nothing is
+                changed.
+            GrowthRefused: an initializer cannot do what its settings ask for by name; nothing is changed.
         """
         started = time.process_time()
         decisions = self._decide(history)
@@ -162,18 +172,17 @@ class GrowthController:
         extended = {d.site: self._extend(self.sites[d.site], d, measurement) for d in decisions}
         growths = [Growth(self.sites[d.site], d.num_new, Extension(extended[d.site][1].values)) for d in decisions]
         before, params, flops = self._look(inputs, targets), count_params(self.model), self._flops(inputs)
-        edits, refused = self._operate(growths, optimizer, inputs, before)
-        after = self._look(inputs, targets)
-        records = [record for edit in edits for record in edit.records]
+        edit, refused = self._operate(growths, optimizer, inputs, before)
+        after, records = self._look(inputs, targets), edit.records
         self.edits += records
         history.growths.append(GrowthRecord(history.step, {r.site: (r.old_width, r.new_width) for r in records}))
-        self._watched = {site: entries for edit in edits for site, entries in new_entries(self.model, edit).items()}
+        self._watched = new_entries(self.model, edit)
         return GrowthEvent(
             step=history.step,
             grown=tuple(_describe(record, *extended[record.site]) for record in records),
             refused=tuple(refused),
             change=function_change(before.observation, after.observation),
-            change_at_precision=None if before.rounded is None else _relative(before.rounded, after.rounded),
+            change_at_precision=None if before.rounded is None else _eval_change(before.rounded, after.rounded),
             loss_before=before.loss,
             loss_after=after.loss,
             params_before=params,
@@ -186,7 +195,7 @@ class GrowthController:
         )
 
     def first_step_gradients(self) -> dict[str, float]:
-        """Gradient norm of each freshly grown site's new entries; call once after the first backward pass, then it is empty."""
+        """Gradient norm of each freshly grown site's new entries; asked after the first backward pass, then empty."""
         norms = {
             site: float(
                 torch.stack(
@@ -205,13 +214,9 @@ class GrowthController:
         return [SiteState(site.name, site.seed_width, site.width, self.targets[site.name]) for site in self.tracked]
 
     def _decide(self, history: History) -> list[GrowthDecision]:
-        decisions = self.policy.decide(self._states(), history)
-        while decisions and not self._within_budget(decisions):
-            decisions.pop()
-        return decisions
+        return self.policy.decide(self._states(), history, self._affords)
 
-    def _within_budget(self, decisions: Sequence[GrowthDecision]) -> bool:
-        widths = {d.site: self.sites[d.site].width + d.num_new for d in decisions}
+    def _affords(self, widths: Mapping[str, int]) -> bool:
         budget, graph = self.settings.budget, self.sites.graph
         return (budget.params is None or graph.params(widths) <= budget.params) and (
             budget.flops is None or graph.flops(widths) <= budget.flops
@@ -224,38 +229,54 @@ class GrowthController:
     def _extend(self, site: GrowthSite, decision: GrowthDecision, measurement: Measurement) -> tuple[str, Extended]:
         server = self._server(site)
         assert server is not None, "prepare() gives up sites without an initializer"
-        return server.name, server.extend(site, decision.num_new, measurement, self.generator)
+        try:
+            return server.name, server.extend(site, decision.num_new, measurement, self.generator)
+        except GrowthRefused:  # facts that only a batch shows
+            if self.fallback is None or server is self.fallback:
+                raise
+            return self.fallback.name, self.fallback.extend(site, decision.num_new, measurement, self.generator)
 
     def _operate(
         self, growths: list[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look
-    ) -> tuple[list[Edit], list[Refusal]]:
-        """All sites at once; if that changes the outputs, each by itself, giving up those that do."""
-        edit = self._verified(growths, optimizer, inputs, before)
-        if isinstance(edit, Edit):
-            return [edit], []
-        edits, refused = [], []
+    ) -> tuple[Edit, list[Refusal]]:
+        """All sites at once; if that changes the outputs, one more at a time, giving up those that do."""
+        outcome = first = self._verified(growths, optimizer, inputs, before)
+        if isinstance(outcome, Edit):
+            return outcome, []
+        kept, refused = [], []
         for growth in growths:
-            outcome = self._verified([growth], optimizer, inputs, before)
+            # together with those before it, not after them: the new slices are made for the shapes before the event
+            outcome = self._verified([*kept, growth], optimizer, inputs, before)
             if isinstance(outcome, Edit):
-                edits.append(outcome)
+                outcome.undo()
+                kept.append(growth)
             else:
                 refused.append(Refusal(growth.site.name, growth.site.width, outcome, growth.site.location))
-        if not edits:
-            raise SurgeryError(f"the growth event was rolled back, for {edit}\n{describe_refusals(refused)}")
+        if not kept:
+            raise SurgeryError(f"the growth event was rolled back, for {first}\n{describe_refusals(refused)}")
+        edit = self._verified(kept, optimizer, inputs, before)
+        assert isinstance(edit, Edit), "it was verified a moment ago"
         self._give_up(refused)
-        return edits, refused
+        return edit, refused
 
     def _verified(
         self, growths: Sequence[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look
     ) -> Edit | str:
         edit = grow(self.model, growths, optimizer=optimizer)
-        self.compute.place(self.model)
-        align_state(optimizer)
-        change = function_change(before.observation, observe(self.model, inputs))
+        try:
+            self.compute.place(self.model)
+            align_state(optimizer)
+            change = function_change(before.observation, observe(self.model, inputs))
+        except Exception as error:  # the model's own code may fail in any way at a width it did not expect
+            edit.undo()
+            return f"the model fails at its new width: {type(error).__name__}: {error}"
         if change.worst <= self.settings.tolerance:
             return edit
         edit.undo()
-        return f"it changed the outputs by {change.worst:.2e} of their size, more than growth.tolerance {self.settings.tolerance:g}"
+        return (
+            f"it changed the outputs by {change.worst:.2e} of their size, "
+            f"more than growth.tolerance {self.settings.tolerance:g}"
+        )
 
     def _look(self, inputs: Inputs, targets: Tensor) -> _Look:
         with untouched(self.model), torch.no_grad():
@@ -281,9 +302,9 @@ class _Look:
     forwards: int  # passes it took, for the FLOPs ledger
 
 
-def _relative(before: list[Tensor], after: list[Tensor] | None) -> float:
+def _eval_change(before: list[Tensor], after: list[Tensor] | None) -> float:
     assert after is not None
-    return max(float((a - b).abs().max() / b.abs().max()) for b, a in zip(before, after, strict=True))
+    return function_change(Observation(before, []), Observation(after, [])).eval
 
 
 def _describe(record: EditRecord, initializer: str, extended: Extended) -> SiteGrowth:

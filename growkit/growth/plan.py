@@ -1,10 +1,9 @@
-"""Targets, and what a growth policy will do before any training: known in advance for policies that steer by the clock."""
+"""Targets, and what a growth policy will do, before any training: known for policies that steer by the clock."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -12,7 +11,7 @@ from growkit.config.growth import GrowthSettings
 from growkit.errors import UserInputError
 from growkit.graph import GrowthSite
 from growkit.growth.base import Clock, GrowthRecord, History, SiteState
-from growkit.growth.policy import Policy
+from growkit.growth.policy import Affords, Policy
 
 __all__ = ["GrowthPlan", "PlannedEvent", "plan_growth", "resolve_targets", "select_sites"]
 
@@ -30,7 +29,9 @@ class GrowthPlan:
     """The events a policy will fire, as far as its target lets it.
 
     Attributes:
-        seed_widths: the widths at the start. events: in order. reaches_target: whether the last event ends at the target.
+        seed_widths: the widths at the start.
+        events: in order.
+        reaches_target: whether the last event ends at the target.
     """
 
     seed_widths: Mapping[str, int]
@@ -69,6 +70,7 @@ def resolve_targets(sites: Sequence[GrowthSite], target: float | Mapping[str, in
     """Each site's final width.
 
     Args:
+        sites: those that may grow.
         target: a multiple of the seed width, or final widths by pattern of site names; sites that fit none stay.
 
     Raises:
@@ -87,8 +89,8 @@ def resolve_targets(sites: Sequence[GrowthSite], target: float | Mapping[str, in
         for site in fitting:
             if width < site.seed_width:
                 problems.append(
-                    f"growth.target.{pattern}: a target must not lie below the seed's width, got {width} for {site.name} "
-                    f"of width {site.seed_width}"
+                    f"growth.target.{pattern}: a target must not lie below the seed's width, got {width} "
+                    f"for {site.name} of width {site.seed_width}"
                 )
             targets[site.name] = width
     if problems:
@@ -97,13 +99,23 @@ def resolve_targets(sites: Sequence[GrowthSite], target: float | Mapping[str, in
 
 
 def _nearest(pattern: str, names: Sequence[str]) -> str:
+    if not names:
+        return "; no site can grow"
     near = get_close_matches(pattern, names, n=1, cutoff=0.4)
     listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     return f"; did you mean {near[0]!r}?" if near else f"; the sites are {listed}"
 
 
-def plan_growth(settings: GrowthSettings, states: Sequence[SiteState], clock: Clock) -> GrowthPlan | None:
+def plan_growth(
+    settings: GrowthSettings, states: Sequence[SiteState], clock: Clock, affords: Affords = lambda widths: True
+) -> GrowthPlan | None:
     """Play a policy through without training.
+
+    Args:
+        settings: which policy.
+        states: the sites at the start.
+        clock: the length of the run.
+        affords: whether widths stay within the budget.
 
     Returns:
         The plan, or None if the trigger depends on what training gives.
@@ -113,17 +125,16 @@ def plan_growth(settings: GrowthSettings, states: Sequence[SiteState], clock: Cl
     if steps is None:
         return None
     history, events = History(clock), []
-    current = {state.name: copy.copy(state) for state in states}
+    current = {state.name: state for state in states}
     for step in steps:
         history.step = step
-        decisions = policy.decide(list(current.values()), history)
+        decisions = policy.decide(list(current.values()), history, affords)
         if not decisions:
             break
         grown = {d.site: (current[d.site].width, current[d.site].width + d.num_new) for d in decisions}
         history.growths.append(GrowthRecord(step, grown))
         for name, (_, width) in grown.items():
-            old = current[name]
-            current[name] = SiteState(name, old.seed_width, width, old.target)
+            current[name] = replace(current[name], width=width)
         events.append(PlannedEvent(step, {name: state.width for name, state in current.items()}))
     full = all(state.room == 0 for state in current.values())
     return GrowthPlan({state.name: state.width for state in states}, events, full)

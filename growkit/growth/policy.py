@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from growkit.config.growth import GrowthSettings
@@ -11,7 +11,9 @@ from growkit.growth.how_many import build_allocator
 from growkit.growth.when import build_trigger
 from growkit.growth.where import build_selector
 
-__all__ = ["Policy"]
+__all__ = ["Affords", "Policy"]
+
+Affords = Callable[[Mapping[str, int]], bool]  # whether a model of these widths, by site, stays within the budget
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,27 @@ class Policy:
         """The policy that `growth` describes."""
         return cls(build_trigger(settings.when), build_selector(settings.where), build_allocator(settings.how_many))
 
-    def decide(self, sites: Sequence[SiteState], history: History) -> list[GrowthDecision]:
-        """What to grow now, the trigger having fired; empty where every site has reached its target."""
+    def decide(
+        self, sites: Sequence[SiteState], history: History, affords: Affords = lambda widths: True
+    ) -> list[GrowthDecision]:
+        """What to grow now, the trigger having fired.
+
+        Args:
+            sites: every site that may grow, in the order of the graph.
+            history: of the run so far.
+            affords: asked for the widths after the event; while it says no, the last decision is given up.
+
+        Returns:
+            One decision per site; none where every site has reached its target or the budget is spent.
+        """
         candidates = [site for site in sites if site.room > 0]
-        return [
+        decisions = [
             GrowthDecision(
                 site.name, min(self.allocator.units(site, history), site.room), type(self.trigger).__name__.lower()
             )
             for site in self.selector.select(candidates, history)
         ]
+        widths = {site.name: site.width for site in sites}
+        while decisions and not affords(widths | {d.site: widths[d.site] + d.num_new for d in decisions}):
+            decisions.pop()
+        return decisions

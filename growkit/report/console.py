@@ -1,4 +1,4 @@
-"""The terminal: a bar and a line per epoch, a box per growth event, six lines at the end; plain lines where it is no terminal."""
+"""The terminal: a bar, a line per epoch, a box per growth event, six lines at the end; plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ MOST_REFUSALS = 8
 
 
 def human(count: float) -> str:
-    """A count in at most four characters and a unit: 1234567 -> '1.23M'."""
-    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.0f}"
+    """A count to three digits, with a unit: 1234567 -> '1.23M'."""
+    rounded = float(f"{count:.3g}")  # first, or 999999 would be 1e+03k
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(rounded) >= size:
+            return f"{rounded / size:.3g}{unit}"
+    return f"{rounded:.0f}"
 
 
 class ConsoleReport(Observer):
@@ -45,12 +46,9 @@ class ConsoleReport(Observer):
         self._facts = facts
         sizes = facts.data["splits"]
         self._print(f"data      {facts.data['name']}: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
-        self._print(
-            f"model     {facts.model}: {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample"
-        )
-        self._print(
-            f"compute   {facts.environment['compute']['device']}, {facts.environment['compute']['precision']} ({facts.environment['compute']['reason']})"
-        )
+        self._print(f"model     {facts.model}: {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample")
+        compute = facts.environment["compute"]
+        self._print(f"compute   {compute['device']}, {compute['precision']} ({compute['reason']})")
         self._print(f"growth    {_growth_line(facts)}")
         for line in _refusal_lines(facts):
             self._print(line)
@@ -96,7 +94,8 @@ class ConsoleReport(Observer):
         ]
         lines += [f"{r.name}: given up, {r.reason}" for r in event.refused]
         lines.append(
-            f"parameters {event.params_before:,} -> {event.params_after:,}   loss {event.loss_before:.6f} -> {event.loss_after:.6f}   "
+            f"parameters {event.params_before:,} -> {event.params_after:,}   "
+            f"loss {event.loss_before:.6f} -> {event.loss_after:.6f}   "
             f"change {event.change.eval:.1e} eval, {event.change.train:.1e} train"
         )
         title = f"growth at step {event.step}"
@@ -125,7 +124,7 @@ class ConsoleReport(Observer):
             self._progress = None
 
     def _print(self, line: str) -> None:
-        self._console.print(Text(line))
+        self._console.print(Text(line), soft_wrap=True)  # a line stays one line, whatever the console's width
 
 
 def _notes(reason: str, facts: Mapping[str, Any]) -> str:
@@ -171,8 +170,10 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     folder = result["folder"]
     return [
         "result    " + (", ".join(scores) or "no test or validate split"),
-        f"model     {result['params']:,} parameters, {human(result['flops'])}FLOPs per sample, after {result['events']} growth events",
-        f"cost      {human(result['train_flops'])}FLOPs of training, {human(sum(result['other_flops'].values()))}FLOPs of growth and evaluation",
+        f"model     {result['params']:,} parameters, {human(result['flops'])}FLOPs per sample, "
+        f"after {result['events']} growth events",
+        f"cost      {human(result['train_flops'])}FLOPs of training, "
+        f"{human(sum(result['other_flops'].values()))}FLOPs of growth and evaluation",
         f"time      {result['cpu_seconds']:.1f} CPU-seconds, {result['wall_seconds']:.1f} s",
         f"files     {folder}" if folder else "files     none written",
         f"next      tensorboard --logdir {folder}/tb" if folder else "next      pass root= to keep a run folder",

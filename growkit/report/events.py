@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from growkit.growth.base import EpochRecord
 from growkit.growth.controller import GrowthEvent
 from growkit.growth.plan import GrowthPlan
 from growkit.report.observer import Observer, RunFacts
+from growkit.report.strict_json import to_json
 
 __all__ = ["EVENTS_VERSION", "JsonLines"]
 
@@ -19,7 +19,7 @@ EVENTS_VERSION = 1
 
 
 class JsonLines(Observer):
-    """Writes each event as one line and flushes it, so that a killed run keeps all but the line being written.
+    """Writes each event as one line of strict JSON and flushes it: a killed run keeps all but the line being written.
 
     Args:
         stream: a text stream; closed with the observer unless `keep_open`.
@@ -31,7 +31,7 @@ class JsonLines(Observer):
 
     def _write(self, kind: str, **facts: Any) -> None:
         record = {"version": EVENTS_VERSION, "time": round(time.time(), 3), "event": kind, **facts}
-        self._stream.write(json.dumps(record, default=str) + "\n")
+        self._stream.write(to_json(record) + "\n")
         self._stream.flush()
 
     def started(self, facts: RunFacts) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -11,10 +10,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from growkit.config import Config, dump_config
+from growkit.config import dump_config
 from growkit.errors import UserInputError
 from growkit.growth.base import EpochRecord
 from growkit.report.observer import Observer, RunFacts
+from growkit.report.strict_json import to_json
 
 __all__ = ["MetricsTable", "RunFolder", "check_writable", "write_atomically"]
 
@@ -23,7 +23,8 @@ class RunFolder(Observer):
     """Creates the folder and keeps config.yaml, env.json and result.json in it.
 
     Args:
-        root: folder of all runs. name: of this experiment.
+        root: folder of all runs.
+        name: of this experiment.
 
     Raises:
         UserInputError: the folder cannot be made or written.
@@ -34,11 +35,11 @@ class RunFolder(Observer):
 
     def started(self, facts: RunFacts) -> None:
         self._write("config.yaml", dump_config(facts.config))
-        self._write("env.json", _json({**facts.environment, "data": facts.data}))
+        self._write("env.json", to_json({**facts.environment, "data": facts.data}, indent=2) + "\n")
         _point_latest(self.path)
 
     def finished(self, result: Mapping[str, Any]) -> None:
-        self._write("result.json", _json(result))
+        self._write("result.json", to_json(result, indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         write_atomically(self.path / name, text.encode())
@@ -48,7 +49,7 @@ class MetricsTable(Observer):
     """metrics.csv: a row per epoch; the columns are the fields of EpochRecord, then `width/SITE` for every site."""
 
     def __init__(self, path: Path):
-        self._file = path.open("w", newline="")
+        self._file = path.open("w", newline="", encoding="utf-8")
         self._writer: csv.DictWriter[str] | None = None
 
     def started(self, facts: RunFacts) -> None:
@@ -84,11 +85,14 @@ def check_writable(root: str | Path) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is either whole or absent: under a temporary name, then renamed."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _make(parent: Path) -> Path:
@@ -115,7 +119,3 @@ def _point_latest(path: Path) -> None:
         temporary.replace(link)
     except OSError:  # file systems without symbolic links: the folder's own name still says which is newest
         temporary.unlink(missing_ok=True)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, default=str) + "\n"

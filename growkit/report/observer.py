@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +22,7 @@ class RunFacts:
     """What is known before the first step.
 
     Attributes:
-        folder: where the run is written; None where nothing is. model: name of the seed model or the live module's class.
+        folder: where the run is written; None where nothing is. model: the seed's name, or the live module's class.
         environment: versions, machine, device and precision.
         widths: per site at the start. targets: per site at the end. params, flops: of the model at the start.
         plan: events to come, None where the trigger depends on training. total_steps, steps_per_epoch: the clock.
@@ -120,5 +121,6 @@ class Reporter(Observer):
             observer.interrupted(step)
 
     def close(self) -> None:
-        for observer in self._observers:
-            observer.close()
+        with ExitStack() as stack:  # each is closed even if another fails
+            for observer in reversed(self._observers):
+                stack.callback(observer.close)

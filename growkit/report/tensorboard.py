@@ -119,8 +119,9 @@ def _markdown(event: GrowthEvent) -> str:
         f"| {g.site} | {g.old_width} -> {g.new_width} | {g.initializer} | {g.form} | {g.reason} |" for g in event.grown
     )
     return (
-        f"**step {event.step}**: {event.params_before:,} -> {event.params_after:,} parameters, loss {event.loss_before:.6f} -> "
-        f"{event.loss_after:.6f}, change {event.change.worst:.1e}\n\n| site | width | initializer | form | why |\n|---|---|---|---|---|\n{rows}"
+        f"**step {event.step}**: {event.params_before:,} -> {event.params_after:,} parameters, "
+        f"loss {event.loss_before:.6f} -> {event.loss_after:.6f}, change {event.change.worst:.1e}\n\n"
+        f"| site | width | initializer | form | why |\n|---|---|---|---|---|\n{rows}"
     )
 
 

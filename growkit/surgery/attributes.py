@@ -1,4 +1,4 @@
-"""Sizes that modules keep beside their weights: torch's own by rule, a user's by the literal that the trace recorded."""
+"""Sizes that modules keep beside their weights: torch's own by rule, a user's by the literals that the trace found."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 from growkit.graph import LiteralChange
 from growkit.surgery.records import AttributeChange
 
-__all__ = ["change_attributes", "restore_attributes", "set_attributes"]
+__all__ = ["find_attribute_changes", "restore_attributes", "set_attributes"]
 
 
-def change_attributes(model: nn.Module, literals: Sequence[LiteralChange]) -> list[AttributeChange]:
-    """Bring the size attributes of `model` in line with its resized weights, in place.
+def find_attribute_changes(model: nn.Module, literals: Sequence[LiteralChange]) -> list[AttributeChange]:
+    """What must change for the size attributes of `model` to fit its resized weights; nothing is changed yet.
 
     Args:
         model: the model, its tensors already resized.
@@ -23,22 +23,22 @@ def change_attributes(model: nn.Module, literals: Sequence[LiteralChange]) -> li
             by verification.
 
     Returns:
-        Every change made, for undo and for the record.
+        The changes to make, for undo and for the record.
     """
-    names = {id(module): name for name, module in model.named_modules()}
     changes: list[AttributeChange] = []
     for literal in literals:
-        changes += _patch_owner(model, literal, changes)
-    for module in model.modules():
-        for attribute, value in _sizes(module).items():
+        changes += _literal_owner(model, literal, changes)
+    for name, module in model.named_modules():
+        # grouped convolutions: their own size follows from the groups they will have
+        groups = next((c.new for c in changes if (c.module, c.name) == (name, "groups")), None)
+        for attribute, value in _sizes(module, groups).items():
             old = getattr(module, attribute)
             if old != value:
-                setattr(module, attribute, value)
-                changes.append(AttributeChange(names[id(module)], attribute, old, value))
+                changes.append(AttributeChange(name, attribute, old, value))
     return changes
 
 
-def _patch_owner(model: nn.Module, literal: LiteralChange, done: Sequence[AttributeChange]) -> list[AttributeChange]:
+def _literal_owner(model: nn.Module, literal: LiteralChange, done: Sequence[AttributeChange]) -> list[AttributeChange]:
     for owner in literal.owners:
         module = model.get_submodule(owner)
         if any(change.module == owner and change.old == literal.old and change.new == literal.new for change in done):
@@ -49,13 +49,11 @@ def _patch_owner(model: nn.Module, literal: LiteralChange, done: Sequence[Attrib
             if not name.startswith("_") and type(value) is int and value == literal.old and name not in _sizes(module)
         ]
         if matching:
-            for name in matching:
-                setattr(module, name, literal.new)
             return [AttributeChange(owner, name, literal.old, literal.new) for name in matching]
     return []
 
 
-def _sizes(module: nn.Module) -> dict[str, Any]:
+def _sizes(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
     """The size attributes of torch's own module types, as their tensors now have them."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.modules.batchnorm._NormBase):
@@ -66,7 +64,7 @@ def _sizes(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.Linear):
         return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
     if isinstance(module, nn.modules.conv._ConvNd):
-        sizes = (weight.shape[0], weight.shape[1] * module.groups)
+        sizes = (weight.shape[0], weight.shape[1] * (groups or module.groups))
         if module.transposed:
             return {"in_channels": sizes[0], "out_channels": sizes[1]}
         return {"out_channels": sizes[0], "in_channels": sizes[1]}
@@ -76,16 +74,18 @@ def _sizes(module: nn.Module) -> dict[str, Any]:
         return {"num_channels": weight.shape[0]}
     if isinstance(module, nn.Embedding):
         return {"num_embeddings": weight.shape[0], "embedding_dim": weight.shape[1]}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": weight.shape[0]}
     return {}
 
 
 def set_attributes(model: nn.Module, changes: Sequence[AttributeChange]) -> None:
-    """Make recorded changes again (replay)."""
+    """Make changes, in place."""
     for change in changes:
         setattr(model.get_submodule(change.module), change.name, change.new)
 
 
 def restore_attributes(model: nn.Module, changes: Sequence[AttributeChange]) -> None:
-    """Take recorded changes back, last first."""
+    """Take changes back in place, last first."""
     for change in reversed(changes):
         setattr(model.get_submodule(change.module), change.name, change.old)

@@ -45,7 +45,7 @@ class TensorChange:
         kind: "parameter" or "buffer".
         old_shape: shape before.
         index_maps: per dimension, old index for every new position (-1 is new), None where the dimension stays.
-        fill: where the new entries came from: "extension" (an initializer), "zero", "one", "mean" or "identity".
+        fill: where the new entries came from: "extension" (an initializer), "zero", "one" or "mean" (of the old).
     """
 
     names: tuple[str, ...]
@@ -99,7 +99,8 @@ class EditRecord:
 
     Attributes:
         site: the site's name.
-        old_width: units before. new_width: units after.
+        old_width: units before.
+        new_width: units after.
         tensors: every tensor that changed.
         attributes: every module attribute that changed.
     """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from growkit.errors import SurgeryError
+from growkit.graph import TensorEdit
 from growkit.surgery.records import IndexMap
 
 __all__ = ["align_state", "grow_state", "grow_values", "is_new", "neutral_fill", "replace_data"]
@@ -57,35 +58,25 @@ def replace_data(tensor: Tensor, values: Tensor) -> None:
     tensor.data = values
 
 
-def neutral_fill(
-    old: Tensor, kind: str, name: str, module: nn.Module, index_maps: Sequence[IndexMap | None]
-) -> tuple[str, Tensor | float]:
+def neutral_fill(old: Tensor, edit: TensorEdit, module: nn.Module) -> tuple[str, Tensor | float]:
     """The value of new entries in a tensor that no initializer serves: what leaves a new unit's signal as it is.
 
-    Normalisation weights and running variances 1, biases and running means 0; other vectors (PReLU slopes, layer
-    scales) the mean of the old entries; per-channel filters (depthwise convolutions) a centred identity.
+    Shifts (biases, running means) 0; normalisation weights and running variances 1; other scales (PReLU slopes, layer
+    scales) the mean of the old entries.
+
+    Args:
+        old: the tensor before.
+        edit: how it changes, and whether it scales or shifts.
+        module: the one that owns it.
 
     Returns:
         The name of the rule, as recorded, and the value.
     """
-    leaf = name.rpartition(".")[2]
-    if kind == "buffer":
-        return ("one", 1.0) if leaf == "running_var" else ("zero", 0.0)
-    if old.dim() > 1:
-        shape = [size if index is None else len(index) for size, index in zip(old.shape, index_maps, strict=True)]
-        return "identity", _centred_identity(shape, old)
-    if leaf == "bias":
+    if edit.neutral == 0.0:
         return "zero", 0.0
-    if leaf == "weight" and "Norm" in type(module).__name__:
+    if edit.kind == "buffer" or "Norm" in type(module).__name__:
         return "one", 1.0
     return "mean", float(old.mean())
-
-
-def _centred_identity(shape: Sequence[int], like: Tensor) -> Tensor:
-    """A filter bank [channels, 1, *kernel] that passes each channel through."""
-    filters = torch.zeros(tuple(shape), dtype=like.dtype, device=like.device)
-    filters[(slice(None), slice(None), *(size // 2 for size in shape[2:]))] = 1.0
-    return filters
 
 
 def grow_state(
@@ -96,8 +87,9 @@ def grow_state(
 ) -> None:
     """Resize in place what `optimizer` remembers of `parameter`: old entries keep their history, new ones start at 0.
 
-    An optimizer with a method `resize_state(parameter, index_maps)` is asked; for others every state tensor of the
-    parameter's old shape is resized by the parameter's own index maps.
+    An optimizer with a method `resize_state(parameter, index_maps)` is asked, after the parameter took its new shape;
+    it shall put new tensors into `state[parameter]` and leave the old ones alone, for undo puts those back. For others
+    every state tensor of the parameter's old shape is resized by the parameter's own index maps.
 
     Raises:
         SurgeryError: a state tensor has a shape that says nothing about how it would grow.
@@ -105,6 +97,8 @@ def grow_state(
     own = getattr(optimizer, "resize_state", None)
     if own is not None:
         own(parameter, index_maps)
+        if parameter in optimizer.state:
+            _align(optimizer.state[parameter], parameter)
         return
     state = optimizer.state.get(parameter, {})
     for key, value in state.items():

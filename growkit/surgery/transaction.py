@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from growkit.errors import GrowthRefused, SurgeryError
+from growkit.errors import GrowthRefused, SurgeryError, UserInputError
 from growkit.graph import GrowthSite, TensorEdit
-from growkit.surgery.attributes import change_attributes, restore_attributes, set_attributes
+from growkit.surgery.attributes import find_attribute_changes, restore_attributes, set_attributes
 from growkit.surgery.records import AttributeChange, EditRecord, IndexMap, TensorChange
 from growkit.surgery.tensors import grow_state, grow_values, neutral_fill, replace_data
 
 __all__ = ["Edit", "Extension", "Growth", "grow", "lookup", "replay"]
+
+# by name: some of them exist only in some builds of torch
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule", "DataParallel")
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Extension:
     Attributes:
         values: (tensor name, dimension) -> the entries in the new positions of that dimension, in order: the tensor's
             shape before the event with that dimension replaced by the number of new positions. Producers and consumers
-            that are not named are filled with zeros.
+            that are not named are filled with zeros. A name that the site does not change is an error.
     """
 
     values: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -51,6 +54,7 @@ class Edit:
     def __init__(self, records: list[EditRecord], log: _UndoLog):
         self.records = records
         self._log: _UndoLog | None = log
+        self._shapes = [(tensor, tensor.shape) for tensor, _, _ in log.tensors]
 
     @property
     def record(self) -> EditRecord:
@@ -63,30 +67,43 @@ class Edit:
         """Restore, in place, every tensor, attribute, optimizer state and site width that the edit changed.
 
         Raises:
-            SurgeryError: the edit was undone already.
+            SurgeryError: the edit was undone already, or a later edit of the same tensors was not.
         """
         if self._log is None:
             raise SurgeryError("an edit can be undone once, and this one has been")
+        if any(tensor.shape != shape for tensor, shape in self._shapes):
+            raise SurgeryError("edits are undone last first, and a later one changed the same tensors; undo that first")
         self._log.roll_back()
         self._log = None
 
 
 @dataclass
 class _UndoLog:
+    """What was, in the order of the changes. `tensors` holds (object, old values, old gradient)."""
+
     model: nn.Module
-    tensors: list[tuple[Tensor, Tensor, Tensor | None]] = field(
-        default_factory=list
-    )  # object, old values, old gradient
-    states: list[tuple[torch.optim.Optimizer, nn.Parameter, dict[str, Any]]] = field(default_factory=list)
+    tensors: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)
+    states: list[tuple[torch.optim.Optimizer, nn.Parameter, dict[str, Any] | None]] = field(default_factory=list)
     attributes: list[AttributeChange] = field(default_factory=list)
     widths: list[tuple[GrowthSite, int]] = field(default_factory=list)
+
+    def replace(self, tensor: Tensor, values: Tensor) -> None:
+        self.tensors.append((tensor, tensor.data, tensor.grad))
+        replace_data(tensor, values)
+
+    def set(self, changes: Sequence[AttributeChange]) -> None:
+        self.attributes += changes
+        set_attributes(self.model, changes)
 
     def roll_back(self) -> None:
         for tensor, values, gradient in reversed(self.tensors):
             replace_data(tensor, values)
             tensor.grad = gradient
         for optimizer, parameter, state in reversed(self.states):
-            optimizer.state[parameter] = state
+            if state is None:
+                optimizer.state.pop(parameter, None)
+            else:
+                optimizer.state[parameter] = state
         restore_attributes(self.model, self.attributes)
         for site, width in reversed(self.widths):
             site.resize(width)
@@ -127,12 +144,13 @@ def grow(model: nn.Module, growths: Sequence[Growth], *, optimizer: torch.optim.
 
 
 def _refuse_wrappers(model: nn.Module) -> None:
-    name = type(model).__name__
-    if name in ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "DataParallel"):
-        raise GrowthRefused(
-            f"a model must be unwrapped before it grows, got {name}, which remembers old sizes; "
-            "grow the module inside and wrap it again"
-        )
+    for name, module in model.named_modules():
+        kinds = [kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _WRAPPERS]
+        if kinds:
+            raise GrowthRefused(
+                f"a model must be unwrapped before it grows, got {kinds[0]}{f' at {name}' if name else ''}, which "
+                "remembers old sizes; grow the module inside and wrap it again"
+            )
 
 
 class _MapsSinceStart:
@@ -158,14 +176,25 @@ def _widen(
     if growth.num_new < 1:
         raise GrowthRefused(f"{site.name} must grow by at least 1 unit, got {growth.num_new}")
     changes = []
-    literals = site.literal_changes(growth.num_new)
-    for edit in site.tensor_edits(growth.num_new):
+    literals, edits = site.literal_changes(growth.num_new), site.tensor_edits(growth.num_new)
+    _check_names(site, growth.extension, edits)
+    for edit in edits:
         changes.append(_resize(model, edit, growth.extension, optimizer, log, since))
     log.widths.append((site, old_width))
     site.resize(old_width + growth.num_new)
-    attributes = change_attributes(model, literals)
-    log.attributes += attributes
+    attributes = find_attribute_changes(model, literals)
+    log.set(attributes)
     return EditRecord(site.name, old_width, site.width, tuple(changes), tuple(attributes))
+
+
+def _check_names(site: GrowthSite, extension: Extension, edits: Sequence[TensorEdit]) -> None:
+    changed = {(edit.names[0], dim) for edit in edits for dim, index in enumerate(edit.index_maps) if index is not None}
+    unknown = sorted(set(extension.values) - changed)
+    if unknown:
+        raise SurgeryError(
+            f"new slices must be for tensors and dimensions that {site.name} changes, got {unknown}; "
+            f"it changes {sorted(changed)}"
+        )
 
 
 @torch.no_grad()
@@ -182,17 +211,17 @@ def _resize(
     old, fill = tensor.data, "zero"
     given = [dim for dim in range(old.dim()) if (name, dim) in extension.values]
     if edit.pass_through and not given:
-        fill, value = neutral_fill(old, edit.kind, name, model.get_submodule(name.rpartition(".")[0]), edit.index_maps)
+        fill, value = neutral_fill(old, edit, model.get_submodule(name.rpartition(".")[0]))
         values = grow_values(old, edit.index_maps, value)
     else:
         values = grow_values(old, edit.index_maps)
         for dim in sorted(given, key=lambda d: d in edit.consumer_dims):
             _place(values, extension.values[name, dim], name, dim, edit.index_maps, since)
             fill = "extension"
-    log.tensors.append((tensor, old, tensor.grad))
-    replace_data(tensor, values)
-    if optimizer is not None and isinstance(tensor, nn.Parameter) and tensor in optimizer.state:
-        log.states.append((optimizer, tensor, dict(optimizer.state[tensor])))
+    log.replace(tensor, values)
+    if optimizer is not None and isinstance(tensor, nn.Parameter) and _remembers(optimizer, tensor):
+        state = optimizer.state.get(tensor)
+        log.states.append((optimizer, tensor, None if state is None else dict(state)))
         grow_state(optimizer, tensor, old.shape, edit.index_maps)
     for dim, index in enumerate(edit.index_maps):
         if index is not None:
@@ -200,10 +229,17 @@ def _resize(
     return TensorChange(edit.names, edit.kind, tuple(old.shape), edit.index_maps, fill)
 
 
+def _remembers(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> bool:
+    """Whether the optimizer holds something of a parameter; one with its own way of resizing may hold it anywhere."""
+    return parameter in optimizer.state or (
+        hasattr(optimizer, "resize_state") and any(p is parameter for g in optimizer.param_groups for p in g["params"])
+    )
+
+
 def _place(
     values: Tensor, given: Tensor, name: str, dim: int, index_maps: Sequence[IndexMap | None], since: _MapsSinceStart
 ) -> None:
-    """Write `given` into the new positions of `dim` of `values`, in place; entries that cross another new dimension are 0."""
+    """Write `given` into the new positions of `dim` of `values`, in place; 0 where it crosses another new dimension."""
     index = index_maps[dim]
     assert index is not None, f"{name} does not change along dimension {dim}"
     across: list[IndexMap | None] = []
@@ -223,19 +259,39 @@ def _place(
     values.index_copy_(dim, positions, block)
 
 
+@torch.no_grad()
 def replay(model: nn.Module, records: Sequence[EditRecord]) -> None:
-    """Give a seed model, in place, the structure that recorded edits led to; new entries are 0 until weights are loaded.
+    """Give a seed model, in place, the structure that recorded edits led to; new entries are 0 until weights come.
 
     Raises:
-        SurgeryError: a tensor of the model does not have the shape that the record starts from.
+        UserInputError: the model is not the seed: a tensor or module is missing or has another shape than the record
+            starts from; the model is left as it was.
+        GrowthRefused: the model is wrapped.
     """
-    for record in records:
-        for change in record.tensors:
-            tensor = lookup(model, change.names[0], change.kind)
-            if tuple(tensor.shape) != change.old_shape:
-                raise SurgeryError(
-                    f"replaying {record.site} {record.old_width} -> {record.new_width}: {change.names[0]} must have shape "
-                    f"{change.old_shape}, got {tuple(tensor.shape)}; is this the seed model the run started from?"
-                )
-            replace_data(tensor, grow_values(tensor.data, change.index_maps))
-        set_attributes(model, record.attributes)
+    _refuse_wrappers(model)
+    log = _UndoLog(model)
+    try:
+        for record in records:
+            _replay_one(record, log)
+    except Exception:
+        log.roll_back()
+        raise
+
+
+def _replay_one(record: EditRecord, log: _UndoLog) -> None:
+    what = f"replaying {record.site} {record.old_width} -> {record.new_width}"
+    for change in record.tensors:
+        name = change.names[0]
+        try:
+            tensor = lookup(log.model, name, change.kind)
+        except AttributeError as error:
+            raise UserInputError(
+                f"{what}: the model must have the {change.kind} {name}, got none; is it the seed the run started from?"
+            ) from error
+        if tuple(tensor.shape) != change.old_shape:
+            raise UserInputError(
+                f"{what}: {name} must have shape {change.old_shape}, got {tuple(tensor.shape)}; "
+                "is it the seed the run started from?"
+            )
+        log.replace(tensor, grow_values(tensor.data, change.index_maps))
+    log.set(record.attributes)

@@ -1,4 +1,4 @@
-"""Proof that an edit kept the function: on the live model at every event, and on a perturbed copy before the first one."""
+"""Proof that an edit kept the function: on the live model at every event, on a perturbed copy before the first one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from growkit.device import exact_arithmetic
+from growkit.errors import GrowthRefused, SurgeryError
 from growkit.graph import GrowthSite, Refusal
 from growkit.rng import isolated
+from growkit.surgery.dropout import WithoutDropout
 from growkit.surgery.records import TensorChange
 from growkit.surgery.tensors import is_new
 from growkit.surgery.transaction import Edit, Extension, Growth, grow, lookup
@@ -53,7 +55,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a model computes on one batch in fp32: in eval mode, and in train mode with the random numbers replayed."""
+    """What a model computes on one batch in eval and in train mode, in fp32 or better.
+
+    In train mode dropout is left out and all other random numbers are replayed.
+    """
 
     eval: list[Tensor]
     train: list[Tensor]
@@ -61,7 +66,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class FunctionChange:
-    """max |difference| / max |output| between two observations; infinite where shapes differ or values are not finite."""
+    """max |difference| / max |output| of two observations; infinite where shapes differ or values are not finite."""
 
     eval: float
     train: float
@@ -74,9 +79,17 @@ class FunctionChange:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back buffers, train/eval modes and torch's random state after a block, whatever it ran."""
+    """Put back buffers, train/eval modes and torch's random state after a block, whatever it ran.
+
+    A buffer comes back as the object it was, also where the model's code put another tensor in its place.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     try:
         with isolated():
             yield
@@ -84,7 +97,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         with torch.no_grad():
-            for buffer, value in buffers:
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
                 buffer.copy_(value)
 
 
@@ -93,11 +107,15 @@ def observe(model: nn.Module, inputs: Inputs, *, seed: int = 0) -> Observation:
 
     def run(training: bool) -> list[Tensor]:
         model.train(training)
-        with torch.no_grad(), exact_arithmetic(), isolated(seed):
-            return [output.detach().float() for output in inputs.call(model)]
+        with torch.no_grad(), exact_arithmetic(), isolated(seed), WithoutDropout():
+            return [_at_least_fp32(output.detach()) for output in inputs.call(model)]
 
     with untouched(model):
         return Observation(eval=run(False), train=run(True))
+
+
+def _at_least_fp32(output: Tensor) -> Tensor:
+    return output if output.dtype == torch.float64 else output.float()
 
 
 def function_change(before: Observation, after: Observation) -> FunctionChange:
@@ -110,8 +128,10 @@ def _relative(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
         return float("inf")
     worst = 0.0
     for b, a in zip(before, after, strict=True):
-        if not bool(torch.isfinite(a).all()):
+        if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):
             return float("inf")
+        if b.numel() == 0:
+            continue
         worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(b.dtype).tiny)))
     return worst
 
@@ -146,7 +166,8 @@ def unsafe_sites(
 
     Args:
         model: left untouched.
-        sites: the candidates. inputs: an example batch of at least 2 samples.
+        sites: the candidates.
+        inputs: an example batch of at least 2 samples.
         tolerance: largest relative change of an fp32 output taken for rounding.
 
     Returns:
@@ -189,10 +210,15 @@ class _Trial:
         """Why widening `sites` together would be wrong; None where it is right."""
         batches = [self.inputs, self.inputs.one_more()]
         before = [observe(self.model, batch) for batch in batches]
-        edit = grow(self.model, [Growth(site, _trial_units(site), self._random(site, fan_out=False)) for site in sites])
+        try:
+            edit = self._widen(sites, fan_out=False)
+        except (GrowthRefused, SurgeryError) as error:
+            return f"surgery cannot widen it: {error}"
         try:
             changes = [function_change(b, observe(self.model, batch)) for b, batch in zip(before, batches, strict=True)]
             worst = max(change.worst for change in changes)
+            if worst == float("inf"):
+                return "widening it changes the outputs' shape, or they are not finite"
             if worst > self.tolerance:
                 return f"widening it changes the outputs by {worst:.1e} of their size"
             unreached = self._without_gradient(edit)
@@ -208,8 +234,12 @@ class _Trial:
             else "the check cannot tell: a wrong edit does not change the outputs either"
         )
 
+    def _widen(self, sites: Sequence[GrowthSite], *, fan_out: bool) -> Edit:
+        units = [(site, _trial_units(site)) for site in sites]
+        return grow(self.model, [Growth(site, num, self._random(site, num, fan_out=fan_out)) for site, num in units])
+
     def _control(self, sites: Sequence[GrowthSite], before: Observation) -> bool:
-        edit = grow(self.model, [Growth(site, _trial_units(site), self._random(site, fan_out=True)) for site in sites])
+        edit = self._widen(sites, fan_out=True)
         try:
             return function_change(before, observe(self.model, self.inputs)).eval > self.tolerance
         finally:
@@ -223,20 +253,18 @@ class _Trial:
                 [(output.float() * torch.randn_like(output.float())).sum() for output in self.inputs.call(self.model)]
             ).sum()
             loss.backward()
-        reached = {
-            site: any(
-                p.grad is not None and bool((p.grad * mask).any()) and bool(torch.isfinite(p.grad).all())
-                for p, mask in entries
-            )
+        unreached = [
+            site
             for site, entries in new_entries(self.model, edit).items()
-        }
+            if not _learns([p.grad[mask] for p, mask in entries if p.grad is not None])
+        ]
         self.model.zero_grad()
-        return [site for site, ok in reached.items() if not ok]
+        return unreached
 
-    def _random(self, site: GrowthSite, *, fan_out: bool) -> Extension:
+    def _random(self, site: GrowthSite, num_new: int, *, fan_out: bool) -> Extension:
         generator = torch.Generator().manual_seed(1)
         values = {}
-        for edit in site.tensor_edits(_trial_units(site)):
+        for edit in site.tensor_edits(num_new):
             tensor = lookup(self.model, edit.names[0], edit.kind)
             if edit.pass_through:
                 continue
@@ -247,6 +275,11 @@ class _Trial:
                 shape[dim] = int((index < 0).sum())
                 values[edit.names[0], dim] = torch.randn(shape, generator=generator).to(tensor) * 0.1
         return Extension(values)
+
+
+def _learns(gradients: Sequence[Tensor]) -> bool:
+    """Whether the gradients of new entries are finite, and not all zero."""
+    return all(bool(g.isfinite().all()) for g in gradients) and any(bool(g.any()) for g in gradients)
 
 
 def _trial_units(site: GrowthSite) -> int:

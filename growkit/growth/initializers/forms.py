@@ -21,6 +21,8 @@ def choose_form(wanted: str, site: GrowthSite, measurement: Measurement) -> tupl
 
     Args:
         wanted: "auto", "zero_fan_in" or "zero_fan_out".
+        site: where.
+        measurement: facts of one batch.
 
     Raises:
         GrowthRefused: "zero_fan_in" was asked for by name and cannot work here.
@@ -36,8 +38,8 @@ def choose_form(wanted: str, site: GrowthSite, measurement: Measurement) -> tupl
     if wanted == "auto":
         return "zero_fan_out", problem
     raise GrowthRefused(
-        f"form zero_fan_in needs f(0) = 0 and f'(0) != 0 between one producer and one consumer; at {site.name} {problem}; "
-        "use form: auto or zero_fan_out"
+        f"form zero_fan_in needs f(0) = 0 and f'(0) != 0 between one producer and one consumer; at {site.name} "
+        f"{problem}; use form: auto or zero_fan_out"
     )
 
 

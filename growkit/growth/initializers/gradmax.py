@@ -1,4 +1,7 @@
-"""GradMax: new units that keep the function and learn fastest (Evci, van Merrienboer, Unterthiner, Pedregosa, Vladymyrov, ICLR 2022)."""
+"""GradMax: new units that keep the function and learn fastest.
+
+Evci, van Merrienboer, Unterthiner, Pedregosa and Vladymyrov, ICLR 2022.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,9 @@ class GradMax(Initializer):
     left singular vectors of M; the gradient norm of unit i is sigma_i times its norm (equation 11 and its solution).
 
     Zero fan-out (where the activation rules the first form out) has no closed form. The candidates are the top right
-    singular vectors with both signs, which are optimal for a linear unit; the ones with the largest measured gradient of
-    the fan-out are taken. This rule is growkit's own.
+    singular vectors with both signs, which are optimal for a linear unit; the ones with the largest measured gradient
+    of the fan-out are taken. Where both signs answer alike, as with an odd activation, the second would be the same
+    unit over again and is left out. This rule is growkit's own.
     """
 
     settings: GradMaxSettings = GradMaxSettings()
@@ -63,8 +67,8 @@ class GradMax(Initializer):
             return left, right, {}
         if self.settings.beyond_rank == "error":
             raise GrowthRefused(
-                f"gradmax can make at most as many units as the gradient matrix has rank, {len(sigma)} at {site.name}, got {num_new}; "
-                "grow by fewer units, or name what fills the rest: growth.initializer.beyond_rank: random"
+                f"gradmax can make at most as many units as the gradient matrix has rank, {len(sigma)} at {site.name}, "
+                f"got {num_new}; grow by fewer units, or set growth.initializer.beyond_rank: random"
             )
         extra_left = torch.randn(left.shape[0], missing, generator=generator).to(left)
         extra_right = torch.randn(right.shape[0], missing, generator=generator).to(right)
@@ -90,15 +94,21 @@ class GradMax(Initializer):
         values = {(site.chain.producer, 0): weights.reshape(-1, *gradient.fan_in_shape)}
         if bias is not None:
             values[bias, 0] = candidates[:, -1]
-        best = measurement.response(site, values).topk(num_new).indices
+        best = _distinct(measurement.response(site, values)).topk(num_new).indices
         return {key: slices[best] for key, slices in values.items()}
+
+
+def _distinct(response: Tensor) -> Tensor:
+    """Responses [2K] to K directions and then their opposites, the opposite marked -1 where it answers alike."""
+    forth, back = response.chunk(2)
+    return torch.cat([forth, back.masked_fill(torch.isclose(forth, back, rtol=1e-4, atol=0.0), -1.0)])
 
 
 def top_singular(matrix: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` largest singular triplets of `matrix` [R, S], fewer where its rank is lower.
 
     Up to 600 rows or columns by the eigenvectors of the smaller Gram matrix in float64; above by randomised subspace
-    iteration (Halko, Martinsson and Tropp, 2011), iterated until the captured energy rises by less than 1e-3.
+    iteration (Halko, Martinsson and Tropp, 2011), iterated until the energy of the triplets settles (to about 1e-3).
 
     Returns:
         left [R, k], sigma [k] (largest first), right [S, k], in the matrix's own type.
@@ -120,16 +130,18 @@ def top_singular(matrix: Tensor, count: int, generator: torch.Generator) -> tupl
 
 
 def _subspace_iteration(
-    matrix: Tensor, count: int, generator: torch.Generator, oversampling: int = 8
+    matrix: Tensor, count: int, generator: torch.Generator, oversampling: int = 16
 ) -> tuple[Tensor, Tensor]:
     columns = min(count + oversampling, matrix.shape[0])
     start = torch.randn(matrix.shape[1], columns, generator=generator).to(matrix)
     basis = torch.linalg.qr(matrix @ start).Q
     captured = 0.0
-    for _ in range(50):
+    for _ in range(100):
+        # two powers a step: a flat spectrum gains so little at one that the end would seem near
         basis = torch.linalg.qr(matrix @ (matrix.T @ basis)).Q
-        energy = float((basis.T @ matrix).square().sum())
-        if energy - captured <= 1e-3 * energy:
+        basis = torch.linalg.qr(matrix @ (matrix.T @ basis)).Q
+        energy = float(torch.linalg.svdvals(basis.T @ matrix)[:count].square().sum())
+        if energy - captured <= 1e-4 * energy:
             break
         captured = energy
     left, sigma, _ = torch.linalg.svd(basis.T @ matrix, full_matrices=False)

@@ -50,7 +50,12 @@ def gaussian_slices(
     """Gaussian directions for one side of a site's new units, on every weight of that side; biases stay zero.
 
     Args:
+        site: where.
+        num_new: how many units.
         side: "producer" (the fan-in) or "consumer" (the fan-out).
+        measurement: gives the existing weights.
+        settings: how long a slice is.
+        generator: source of the directions.
     """
     values: dict[tuple[str, int], Tensor] = {}
     for edit in site.tensor_edits(num_new):

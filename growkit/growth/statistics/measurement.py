@@ -1,0 +1,190 @@
+"""What initializers may know: the facts of one growth batch, each measured once and only if asked for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from growkit.device import exact_arithmetic
+from growkit.errors import TrainingError
+from growkit.graph import GrowthSite
+from growkit.growth.statistics.gradient import GradientMatrix, gradient_matrix
+from growkit.growth.statistics.tap import Call, Tap
+from growkit.rng import isolated
+from growkit.surgery import Extension, Growth, Inputs, grow, lookup, untouched
+
+__all__ = ["ActivationFacts", "Loss", "Measurement"]
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ActivationFacts:
+    """What stands between producer and consumer does to a unit whose pre-activation is 0.
+
+    Attributes:
+        value: largest |f(0)|, in eval or train mode.
+        slope: |f'(0)| in eval mode, the share of a gradient that passes.
+        has_norm: a BatchNorm stands there.
+    """
+
+    value: float
+    slope: float
+    has_norm: bool
+
+
+@dataclass
+class Measurement:
+    """Facts of one growth batch about a model that is left as it was.
+
+    Attributes:
+        model: the model before the event.
+        loss: data loss of (outputs, targets).
+        inputs: of the growth batch.
+        targets: of the growth batch.
+        sites: the sites of the coming event; all are measured by one forward and one backward pass.
+        forwards: passes made so far, a backward pass counted as two forwards, for the FLOPs ledger.
+    """
+
+    model: nn.Module
+    loss: Loss
+    inputs: Inputs
+    targets: Tensor
+    sites: tuple[GrowthSite, ...]
+    forwards: int = 0
+    _calls: dict[str, Call] | None = field(default=None, repr=False)
+    _activations: dict[str, ActivationFacts] | None = field(default=None, repr=False)
+
+    def tensor(self, name: str) -> Tensor:
+        """The present values of a parameter."""
+        return self.model.get_parameter(name).detach()
+
+    def bias_of(self, site: GrowthSite) -> str | None:
+        """The name of the producer's bias in a chain; None where it has none."""
+        assert site.chain is not None
+        bias = self._all_calls()[site.chain.producer].bias
+        return next((name for name, p in self.model.named_parameters() if p is bias), None)
+
+    def gradient_matrix(self, site: GrowthSite) -> GradientMatrix:
+        """The gradient matrix of a chain site; see `gradient_matrix`.
+
+        Raises:
+            TrainingError: it is not finite.
+        """
+        assert site.chain is not None
+        calls = self._all_calls()
+        found = gradient_matrix(
+            calls[site.chain.producer],
+            calls[site.chain.consumer],
+            self.tensor(site.chain.producer),
+            self.tensor(site.chain.consumer),
+            centre="batch_norm" in site.chain.between,
+        )
+        if not bool(found.matrix.isfinite().all()):
+            raise TrainingError(
+                f"the gradient at {site.name} must be finite to grow there, got inf or NaN on the growth batch; "
+                "lower the learning rate"
+            )
+        return found
+
+    def activation(self, site: GrowthSite) -> ActivationFacts:
+        """f(0) and f'(0) of what stands between producer and consumer of a chain site."""
+        if self._activations is None:
+            self._activations = self._probe_activations([s for s in self.sites if s.chain is not None])
+        return self._activations[site.name]
+
+    def response(self, site: GrowthSite, fan_in: dict[tuple[str, int], Tensor]) -> Tensor:
+        """Gradient norms of the zero fan-out of units with the given fan-in, measured on a copy: [K]."""
+        assert site.chain is not None
+        model = copy.deepcopy(self.model)
+        count = next(iter(fan_in.values())).shape[0]
+        edit = grow(model, [Growth(site, count, Extension(fan_in))])
+        try:
+            self._backward(model)
+            gradient = model.get_parameter(site.chain.consumer).grad
+            assert gradient is not None
+            return gradient[:, -count:].transpose(0, 1).flatten(1).norm(dim=1)
+        finally:
+            edit.undo()
+
+    def _all_calls(self) -> dict[str, Call]:
+        if self._calls is None:
+            names = {name for site in self.sites if site.chain for name in (site.chain.producer, site.chain.consumer)}
+            gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+            try:
+                self._calls = self._backward(self.model, names)
+            finally:
+                for parameter, gradient in gradients:
+                    parameter.grad = gradient
+        return self._calls
+
+    def _backward(self, model: nn.Module, watched: Iterable[str] = ()) -> dict[str, Call]:
+        self.forwards += 3
+        weights = {id(model.get_parameter(name)): name for name in watched}
+        with untouched(model), exact_arithmetic(), isolated(0), torch.enable_grad():
+            model.train()
+            model.zero_grad(set_to_none=True)
+            with Tap(weights) as tap:
+                outputs = model(*self.inputs.args, **(self.inputs.kwargs or {}))
+            self.loss(outputs, self.targets).backward()
+        for call in tap.calls.values():
+            call.input, call.output = call.input.detach(), call.output.detach()
+        return tap.calls
+
+    def _probe_activations(self, sites: list[GrowthSite]) -> dict[str, ActivationFacts]:
+        """Widen a copy by one silent unit per site and watch what becomes of its zero pre-activation."""
+        self.forwards += 2
+        model = copy.deepcopy(self.model)
+        edit = grow(model, [Growth(site, 1) for site in sites])
+        try:
+            names = {name for site in sites if site.chain for name in (site.chain.producer, site.chain.consumer)}
+            weights = {id(lookup(model, name, "parameter")): name for name in names}
+            calls = self._listen(model, weights, training=False)
+            # before the train-mode pass moves the running statistics that this backward pass needs
+            slopes = {site.name: _slope(model, calls, site) for site in sites}
+            values = {site.name: _largest(calls, site) for site in sites}
+            calls = self._listen(model, weights, training=True)
+            return {
+                site.name: ActivationFacts(
+                    value=max(values[site.name], _largest(calls, site)),
+                    slope=slopes[site.name],
+                    has_norm=site.chain is not None and "batch_norm" in site.chain.between,
+                )
+                for site in sites
+            }
+        finally:
+            edit.undo()
+
+    def _listen(self, model: nn.Module, weights: dict[int, str], *, training: bool) -> dict[str, Call]:
+        with exact_arithmetic(), isolated(0), torch.enable_grad(), Tap(weights) as tap:
+            model.train(training)
+            model(*self.inputs.args, **(self.inputs.kwargs or {}))
+        return tap.calls
+
+
+def _newest_unit(calls: dict[str, Call], site: GrowthSite) -> Tensor:
+    """What the consumer of a chain reads of the last unit."""
+    assert site.chain is not None
+    consumer = calls[site.chain.consumer]
+    return consumer.input.select(1 if consumer.stride else -1, -1)
+
+
+def _largest(calls: dict[str, Call], site: GrowthSite) -> float:
+    return float(_newest_unit(calls, site).detach().abs().max())
+
+
+def _slope(model: nn.Module, calls: dict[str, Call], site: GrowthSite) -> float:
+    assert site.chain is not None
+    producer = calls[site.chain.producer]
+    # Through the producer's weight, so that the hook behind it fires: an in-place activation has overwritten the output
+    # tensor itself, whose gradient is the one after the activation.
+    torch.autograd.grad(
+        _newest_unit(calls, site).sum(), model.get_parameter(site.chain.producer), retain_graph=True, allow_unused=True
+    )
+    gradient = producer.output_gradient
+    return 0.0 if gradient is None else float(gradient.select(1 if producer.stride else -1, -1).abs().max())

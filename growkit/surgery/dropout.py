@@ -1,0 +1,44 @@
+"""Dropout left out: a wider layer draws another mask, so train-mode outputs could not be compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["WithoutDropout"]
+
+_NAMES = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
+_DROPOUTS = {
+    getattr(home, name)
+    for home in (F, torch)
+    for base in _NAMES
+    for name in (base, f"{base}_")
+    if callable(getattr(home, name, None))
+}
+
+
+class WithoutDropout(TorchFunctionMode):
+    """Every torch dropout passes its input on, also the one inside attention; modules stay in train mode.
+
+    The expectation of dropout's output is its input, so nothing that an edit could break is hidden. Other users of
+    random numbers are left alone.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func in _DROPOUTS:
+            return args[0] if args else given["input"]
+        if func is F.scaled_dot_product_attention:
+            return func(*args[:4], **(given | _without_dropout(args)))
+        return func(*args, **given)
+
+
+def _without_dropout(args: tuple[Any, ...]) -> dict[str, Any]:
+    """The keyword arguments of attention that stood behind the mask, dropout first."""
+    names = ("dropout_p", "is_causal")
+    return dict(zip(names, args[4:], strict=False)) | {"dropout_p": 0.0}

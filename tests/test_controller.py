@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from growkit.config.growth import (
+    BudgetSettings,
+    FixedSettings,
+    GradMaxSettings,
+    GrowthSettings,
+    NeverSettings,
+    PeriodicSettings,
+    RandomSettings,
+    RoundRobinSettings,
+    ZeroSettings,
+)
+from growkit.device import ComputePolicy
+from growkit.errors import GrowthRefused, SurgeryError, UserInputError
+from growkit.graph import Sites, find_sites
+from growkit.growth.base import Clock, Extended, GrowthRecord, History, Initializer
+from growkit.growth.controller import GrowthController, GrowthEvent, describe_refusals
+from growkit.surgery import Inputs, function_change, observe, replay
+
+FP32 = ComputePolicy("cpu", "fp32", False, "a test")
+CLOCK = Clock(steps_per_epoch=5, total_steps=20)
+EVERY_STEP = PeriodicSettings(start=1, every=1, unit="steps")
+
+
+class Mixed(nn.Module):
+    """A chain (`inner`), and a residual stream (`stem`) that is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer, self.head = (
+            nn.Linear(5, 4),
+            nn.Linear(4, 6),
+            nn.Linear(6, 4),
+            nn.Linear(4, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.outer(torch.tanh(self.inner(x))))
+
+
+class Chain(nn.Sequential):
+    """Three hidden layers one after the other; neighbours share a weight."""
+
+    def __init__(self) -> None:
+        layers = [nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)]
+        super().__init__(*layers)
+
+
+class Fixed(nn.Sequential):
+    """Nothing in it can grow."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(5, 3))
+
+
+@functools.cache
+def traced(kind: type[nn.Module]) -> tuple[nn.Module, Sites]:
+    torch.manual_seed(0)
+    model = kind()
+    return model, find_sites(model, torch.randn(4, 5))
+
+
+@dataclass
+class Run:
+    """A controller and what it works on."""
+
+    controller: GrowthController
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    inputs: Inputs
+    targets: Tensor
+    history: History
+
+    def prepare(self) -> Run:
+        self.controller.prepare(self.inputs)
+        return self
+
+    def grow(self, step: int = 1) -> GrowthEvent:
+        self.history.step = step
+        return self.controller.grow(self.optimizer, self.inputs, self.targets, self.history)
+
+    def train(self) -> None:
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.model(*self.inputs.args), self.targets).backward()
+        self.optimizer.step()
+
+
+def start(kind: type[nn.Module] = Mixed, compute: ComputePolicy = FP32, **settings: Any) -> Run:
+    model, sites = traced(kind)
+    model = copy.deepcopy(model)
+    for site in sites:
+        site.resize(site.seed_width)
+    torch.manual_seed(1)
+    inputs, targets = torch.randn(12, 5), torch.arange(12) % 3
+    given = {"when": EVERY_STEP, "how_many": FixedSettings(units=2)} | settings
+    controller = GrowthController(
+        model, sites, GrowthSettings(**given), F.cross_entropy, compute, torch.Generator().manual_seed(0)
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return Run(controller, model, optimizer, Inputs((inputs,)), targets, History(CLOCK))
+
+
+# before training
+
+
+def test_sites_that_no_initializer_serves_are_given_up_with_a_reason() -> None:
+    run = start(initializer=GradMaxSettings()).prepare()
+    assert [site.name for site in run.controller.tracked] == ["inner"]
+    (refusal,) = [r for r in run.controller.refusals if r.name == "stem"]
+    assert "gradmax needs exactly one layer" in refusal.reason and "growth.fallback" in refusal.reason
+    assert f"stem (width 4): {refusal.reason}, at " in describe_refusals(run.controller.refusals)
+
+
+def test_a_fallback_serves_them() -> None:
+    run = start(initializer=GradMaxSettings(), fallback=ZeroSettings()).prepare()
+    event = run.grow()
+    assert [(g.site, g.initializer, g.form) for g in event.grown] == [
+        ("stem", "zero", "zero_fan_out"),
+        ("inner", "gradmax", "zero_fan_in"),
+    ]
+
+
+def test_growth_without_any_site_is_an_error_that_lists_the_refusals() -> None:
+    with pytest.raises(UserInputError, match=r"at least one site that can grow, got none\n  0 \(width 3\)"):
+        start(Fixed).prepare()
+    start(Fixed, when=NeverSettings()).prepare()
+
+
+def test_only_the_sites_asked_for_are_tracked() -> None:
+    run = start(sites=("inn*",), fallback=ZeroSettings()).prepare()
+    assert [site.name for site in run.controller.tracked] == ["inner"]
+    with pytest.raises(UserInputError, match="did you mean 'inner'"):
+        start(sites=("iner",))
+
+
+# events
+
+
+def test_an_event_keeps_the_function_and_says_what_it_did() -> None:
+    run = start(fallback=ZeroSettings()).prepare()
+    run.train()
+    before, params = observe(run.model, run.inputs), sum(p.numel() for p in run.model.parameters())
+    event = run.grow(step=3)
+    assert function_change(before, observe(run.model, run.inputs)).worst == event.change.worst <= 1e-5
+    assert event.loss_after == pytest.approx(event.loss_before, rel=1e-5)
+    assert [(g.site, g.old_width, g.new_width) for g in event.grown] == [("stem", 4, 6), ("inner", 6, 8)]
+    assert (event.params_before, event.params_after) == (params, sum(p.numel() for p in run.model.parameters()))
+    assert event.flops_after > event.flops_before and event.flops_spent > 0 and event.change_at_precision is None
+    assert run.history.growths == [GrowthRecord(3, {"stem": (4, 6), "inner": (6, 8)})]
+    run.train()
+
+
+def test_new_units_learn_from_the_first_step_on() -> None:
+    run = start(fallback=ZeroSettings()).prepare()
+    run.grow()
+    run.train()
+    norms = run.controller.first_step_gradients()
+    assert norms.keys() == {"stem", "inner"} and all(norm > 0 for norm in norms.values())
+    assert run.controller.first_step_gradients() == {}
+
+
+def test_the_edits_rebuild_the_grown_model() -> None:
+    run = start(Chain).prepare()
+    for step in (1, 2, 3):
+        run.train()
+        run.grow(step)
+    seed = copy.deepcopy(traced(Chain)[0])
+    replay(seed, run.controller.edits)
+    seed.load_state_dict(run.model.state_dict())
+    assert torch.equal(seed(*run.inputs.args), run.model(*run.inputs.args))
+
+
+def test_equal_streams_grow_equal_models() -> None:
+    grown = []
+    for _ in range(2):
+        run = start(fallback=ZeroSettings(), initializer=RandomSettings()).prepare()
+        run.grow()
+        grown.append({name: tensor.clone() for name, tensor in run.model.state_dict().items()})
+    assert all(torch.equal(grown[0][name], grown[1][name]) for name in grown[0])
+
+
+def test_an_event_at_low_precision_records_its_change_there() -> None:
+    run = start(compute=ComputePolicy("cpu", "bf16", False, "a test")).prepare()
+    event = run.grow()
+    assert event.change.worst <= 1e-5 and event.change_at_precision is not None and event.change_at_precision < 0.05
+
+
+# the plan and the limits
+
+
+@pytest.mark.parametrize("budget", [{}, {"params": 100}, {"flops": 170}], ids=str)
+@pytest.mark.parametrize("where", [{}, {"where": RoundRobinSettings()}], ids=["all", "round robin"])
+def test_the_plan_is_what_the_controller_does(budget: dict[str, int], where: dict[str, Any]) -> None:
+    run = start(Chain, target=2.5, budget=BudgetSettings(**budget), **where).prepare()
+    plan = run.controller.plan(CLOCK)
+    assert plan is not None and plan.events
+    done = []
+    for step in range(1, CLOCK.total_steps + 1):
+        run.history.step = step
+        if run.controller.due(run.history):
+            run.grow(step)
+            done.append((step, {site.name: site.width for site in run.controller.tracked}))
+        graph = run.controller.sites.graph
+        assert graph.params() <= budget.get("params", graph.params())
+        assert graph.flops() <= budget.get("flops", graph.flops())
+    assert [(event.step, dict(event.widths)) for event in plan.events] == done
+    assert plan.reaches_target == (not budget)
+
+
+def test_growth_stops_where_the_next_event_would_break_the_budget() -> None:
+    seed = sum(p.numel() for p in Chain().parameters())
+    run = start(Chain, budget=BudgetSettings(params=seed)).prepare()
+    run.history.step = 1
+    assert not run.controller.due(run.history)
+    assert start(Chain, budget=BudgetSettings(params=seed + 30)).prepare().controller.due(run.history)
+
+
+# doubt
+
+
+@dataclass(frozen=True)
+class Careless(Initializer):
+    """Fills both sides at some sites: what is not verified goes wrong."""
+
+    wrong: tuple[str, ...]
+    name = "careless"
+
+    def refuses(self, site: Any) -> str | None:
+        return None
+
+    def extend(self, site: Any, num_new: int, measurement: Any, generator: torch.Generator) -> Extended:
+        values = {}
+        for edit in site.tensor_edits(num_new):
+            shape = list(measurement.tensor(edit.names[0]).shape)
+            for dim, index in enumerate(edit.index_maps):
+                if index is not None and len(shape) > 1 and (dim == 0 or site.name in self.wrong):
+                    values[edit.names[0], dim] = torch.randn(
+                        [num_new if d == dim else size for d, size in enumerate(shape)], generator=generator
+                    )
+        return Extended(values, "zero_fan_out", "a test")
+
+
+@pytest.mark.parametrize("wrong", ["0", "2", "4"])
+def test_a_site_that_would_change_the_outputs_is_rolled_back_and_given_up(wrong: str) -> None:
+    """Its neighbours share weights with it and still grow, as at an event without it."""
+    run = start(Chain).prepare()
+    run.controller.initializer = Careless((wrong,))
+    run.train()
+    before = observe(run.model, run.inputs)
+    event = run.grow()
+    others = [name for name in ("0", "2", "4") if name != wrong]
+    assert [grown.site for grown in event.grown] == others and run.history.growths[0].widths.keys() == set(others)
+    assert [(refusal.name, refusal.width) for refusal in event.refused] == [(wrong, 4)]
+    assert "more than growth.tolerance 1e-05" in event.refused[0].reason
+    assert [site.name for site in run.controller.tracked] == others and run.controller.sites[wrong].width == 4
+    assert function_change(before, observe(run.model, run.inputs)).worst <= 1e-5
+    run.train()
+    assert run.controller.first_step_gradients().keys() == set(others)
+    assert [grown.site for grown in run.grow(2).grown] == others
+
+
+def test_an_event_that_keeps_no_site_is_an_error_and_changes_nothing() -> None:
+    run = start(Chain).prepare()
+    run.controller.initializer = Careless(("0", "2", "4"))
+    run.train()
+    before = copy.deepcopy(run.model.state_dict())
+    momentum = [run.optimizer.state[p]["momentum_buffer"].clone() for p in run.model.parameters()]
+    with pytest.raises(SurgeryError, match=r"rolled back, for it changed the outputs by .*\n  0 \(width 4\)"):
+        run.grow()
+    after = run.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    now = [run.optimizer.state[p]["momentum_buffer"] for p in run.model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(momentum, now, strict=True))
+    assert not run.history.growths and not run.controller.edits
+
+
+class Brittle(Chain):
+    """Fails where its second hidden layer is wider than it was."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self[2].weight.shape[0] > 4:
+            raise RuntimeError("too wide for me")
+        return super().forward(x)
+
+
+def test_a_model_that_fails_at_its_new_width_is_rolled_back() -> None:
+    run = start(Chain, fallback=ZeroSettings(), initializer=RandomSettings(form="zero_fan_out")).prepare()
+    run.model.__class__ = Brittle
+    event = run.grow()
+    assert [refusal.name for refusal in event.refused] == ["2"]
+    assert "RuntimeError: too wide for me" in event.refused[0].reason
+    assert [site.width for site in run.controller.sites] == [6, 4, 6]
+
+
+class ReluChain(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+def test_what_only_a_batch_shows_is_refused_or_left_to_the_fallback() -> None:
+    by_name = GradMaxSettings(form="zero_fan_in")
+    run = start(ReluChain, initializer=by_name).prepare()
+    with pytest.raises(GrowthRefused, match="form zero_fan_in needs"):
+        run.grow()
+    assert run.controller.sites["0"].width == 4
+    event = start(ReluChain, initializer=by_name, fallback=ZeroSettings()).prepare().grow()
+    assert [(grown.initializer, grown.form) for grown in event.grown] == [("zero", "zero_fan_out")]

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from growkit.config.growth import GradMaxSettings, RandomSettings, ZeroSettings
+from growkit.errors import GrowthRefused
+from growkit.growth.initializers import GaussianRandom, GradMax, ZeroFanOut, build_initializer
+from growkit.growth.initializers.norms import scaled, slice_norm
+from growkit.testing import INITIALIZER_CONTRACT, growth_case
+
+INITIALIZERS = {
+    "gradmax": GradMax(),
+    "gradmax, zero fan-out": GradMax(GradMaxSettings(form="zero_fan_out")),
+    "random": GaussianRandom(),
+    "random, zero fan-out": GaussianRandom(RandomSettings(form="zero_fan_out")),
+    "zero": ZeroFanOut(),
+}
+
+
+@pytest.mark.parametrize("check", INITIALIZER_CONTRACT, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", INITIALIZERS)
+def test_contract(name: str, check: Callable[[Any], None]) -> None:
+    check(INITIALIZERS[name])
+
+
+@pytest.mark.parametrize("settings", [GradMaxSettings(), RandomSettings(), ZeroSettings()], ids=lambda s: s.name)
+def test_initializers_are_built_by_name(settings: Any) -> None:
+    built = build_initializer(settings)
+    assert built.name == settings.name and getattr(built, "settings") is settings  # noqa: B009
+
+
+# which side is zero
+
+FORMS = {
+    "tanh": ("zero_fan_in", r"f\(0\) = 0 and f'\(0\) != 0"),
+    "conv": ("zero_fan_in", r"f\(0\) = 0 and f'\(0\) != 0"),
+    "dropout": ("zero_fan_in", r"f\(0\) = 0 and f'\(0\) != 0"),
+    "torch's relu": ("zero_fan_out", "slope 0 at 0"),
+    "relu in place": ("zero_fan_out", "slope 0 at 0"),
+    "sigmoid": ("zero_fan_out", r"f\(0\) = 0.5"),
+    "conv, batch norm": ("zero_fan_out", "slope 0 at 0"),
+}
+
+
+@pytest.mark.parametrize("initializer", [GradMax(), GaussianRandom()], ids=["gradmax", "random"])
+@pytest.mark.parametrize("name", FORMS)
+def test_auto_takes_the_form_that_works_and_says_why(name: str, initializer: Any) -> None:
+    form, reason = FORMS[name]
+    extended = growth_case(name).extend(initializer)
+    assert extended.form == form
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(extended.reason)
+
+
+@pytest.mark.parametrize("name", ["torch's relu", "relu in place", "sigmoid"])
+@pytest.mark.parametrize("settings", [GradMaxSettings, RandomSettings])
+def test_zero_fan_in_by_name_is_refused_where_it_cannot_work(name: str, settings: Any) -> None:
+    initializer = build_initializer(settings(form="zero_fan_in"))
+    with pytest.raises(GrowthRefused, match=r"form zero_fan_in needs .* at 0 .*; use form: auto or zero_fan_out"):
+        growth_case(name).extend(initializer)
+
+
+def test_random_takes_zero_fan_out_off_the_chain() -> None:
+    extended = growth_case("residual stream").extend(GaussianRandom())
+    assert extended.form == "zero_fan_out" and "more than one layer" in extended.reason
+
+
+def test_gradmax_refuses_what_is_no_chain() -> None:
+    assert "exactly one layer before and one after" in str(GradMax().refuses(growth_case("residual stream").site))
+
+
+# norms
+
+
+def test_mean_norm_is_relative_to_the_existing_slices() -> None:
+    weight = torch.tensor([[3.0, 0.0], [4.0, 0.0]])  # columns of norm 5 and 0, rows of norm 3 and 4
+    assert slice_norm(weight, 1, RandomSettings(scale=0.5)) == pytest.approx(0.5 * 2.5)
+    assert slice_norm(weight, 0, RandomSettings(scale=2.0)) == pytest.approx(2.0 * 3.5)
+    assert slice_norm(weight, 0, RandomSettings(scale=0.5, norm="fixed")) == 0.5
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_zero_layer_stands_in_with_kaimings_norm(dim: int) -> None:
+    shape = (300, 200, 3, 3)
+    wanted = torch.nn.init.kaiming_normal_(torch.empty(shape)).transpose(0, dim).flatten(1).norm(dim=1).mean()
+    assert slice_norm(torch.zeros(shape), dim, RandomSettings(scale=1.0)) == pytest.approx(float(wanted), rel=0.01)
+
+
+def test_scaled_slices_have_the_norm_and_keep_their_direction() -> None:
+    slices = torch.randn(4, 3, 2, 2)
+    result = scaled(slices, 1, 0.7)
+    assert torch.allclose(result.transpose(0, 1).flatten(1).norm(dim=1), torch.full((3,), 0.7))
+    ratio = result / slices
+    assert torch.allclose(ratio, ratio[:1, :, :1, :1].expand_as(ratio))

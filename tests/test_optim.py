@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from growkit.config.train import AdamSettings, AdamWSettings, SGDSettings
+from growkit.errors import ModelError
+from growkit.optim import build_optimizer
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+def trained(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) -> nn.Module:
+    inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = module(inputs).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)  # type: ignore[arg-type]
+    return module
+
+
+@pytest.mark.parametrize(
+    ("settings", "reference", "arguments"),
+    [
+        (SGDSettings(), torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}),
+        (
+            SGDSettings(lr=0.3, momentum=0.0, nesterov=False, weight_decay=0.1),
+            torch.optim.SGD,
+            {"lr": 0.3, "momentum": 0.0, "nesterov": False, "weight_decay": 0.1},
+        ),
+        (AdamSettings(), torch.optim.Adam, {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}),
+        (
+            AdamSettings(lr=0.02, beta1=0.5, beta2=0.7, eps=1e-3, weight_decay=0.1),
+            torch.optim.Adam,
+            {"lr": 0.02, "betas": (0.5, 0.7), "eps": 1e-3, "weight_decay": 0.1},
+        ),
+        (AdamWSettings(), torch.optim.AdamW, {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}),
+    ],
+    ids=["sgd", "plain sgd", "adam", "other adam", "adamw"],
+)
+def test_settings_are_torchs_arguments(settings, reference, arguments):
+    ours, theirs = model(), model()
+    optimizer = build_optimizer(settings, ours.parameters())
+    assert type(optimizer) is reference
+    assert {name: optimizer.defaults[name] for name in arguments} == arguments
+    trained(ours, optimizer)
+    trained(theirs, reference(theirs.parameters(), fused=True, **arguments))
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+
+
+@pytest.mark.parametrize("settings", [SGDSettings(), AdamSettings(), AdamWSettings()], ids=lambda s: s.name)
+def test_optimizers_are_fused_and_agree_with_the_plain_ones(settings):
+    ours, theirs = model(), model()
+    optimizer = build_optimizer(settings, ours.parameters())
+    assert optimizer.defaults["fused"]
+    arguments = {name: value for name, value in optimizer.defaults.items() if name != "decoupled_weight_decay"}
+    plain = type(optimizer)(theirs.parameters(), **{**arguments, "fused": False})
+    trained(ours, optimizer)
+    trained(theirs, plain)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_frozen_parameters_are_left_out():
+    module = model()
+    module[0].requires_grad_(False)
+    optimizer = build_optimizer(SGDSettings(), module.parameters())
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [
+        id(p) for p in module[2].parameters()
+    ]
+    before = [p.detach().clone() for p in module[0].parameters()]
+    trained(module, optimizer)
+    assert all(map(torch.equal, module[0].parameters(), before))
+
+
+def test_nothing_to_train_is_refused():
+    with pytest.raises(ModelError, match="must have parameters to train, got none with requires_grad=True"):
+        build_optimizer(SGDSettings(), model().requires_grad_(False).parameters())
+
+
+def test_complex_parameters_are_trained_without_fusing():
+    optimizer = build_optimizer(SGDSettings(), [nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
+    assert not optimizer.defaults["fused"]

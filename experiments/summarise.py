@@ -61,7 +61,8 @@ def summary(folder: Path, split: str, metric: str, reference: str | None) -> dic
 def render(table: dict[str, Any]) -> str:
     """The table as Markdown."""
     lines = [
-        f"| arm | n | {table['split']} {table['metric']} | against {table['reference']} | parameters | training FLOPs | other FLOPs | CPU-s |",
+        f"| arm | n | {table['split']} {table['metric']} | against {table['reference']} "
+        "| parameters | training FLOPs | other FLOPs | CPU-s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in table["arms"].items():
@@ -71,8 +72,8 @@ def render(table: dict[str, Any]) -> str:
             clear = abs(row["difference"]) > row["half_interval"]
             compared = f"{row['difference']:+.4f} ± {row['half_interval']:.4f}" + ("" if clear else " (includes 0)")
         lines.append(
-            f"| {name} | {row['n']} | {row['mean']:.4f}{spread} | {compared} | {row['params']:,.0f} | {row['train_flops']:.3g} | "
-            f"{row['other_flops']:.3g} | {row['cpu_seconds']:.1f} |"
+            f"| {name} | {row['n']} | {row['mean']:.4f}{spread} | {compared} | {row['params']:,.0f} "
+            f"| {row['train_flops']:.3g} | {row['other_flops']:.3g} | {row['cpu_seconds']:.1f} |"
         )
     return "\n".join(lines)
 

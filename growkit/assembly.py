@@ -49,6 +49,7 @@ class Assembly:
     plan: GrowthPlan | None
     planned_flops: int | None
     warnings: list[str]
+    site_names: tuple[str, ...]
 
     @property
     def clock(self) -> Clock:
@@ -57,8 +58,8 @@ class Assembly:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Present width of every site that may grow."""
-        return {site.name: site.width for site in self.controller.tracked}
+        """Present width of every site that could grow at the start; one given up on the way keeps its column."""
+        return {name: self.controller.sites[name].width for name in self.site_names}
 
 
 def assemble(
@@ -128,6 +129,7 @@ def _fit(
         plan=plan,
         planned_flops=None if plan is None else _planned_flops(plan, controller, trainer, beyond_graph),
         warnings=_warnings(config, controller, plan, counted.unknown, beyond_graph),
+        site_names=tuple(site.name for site in controller.tracked),
     )
 
 

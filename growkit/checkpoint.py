@@ -23,6 +23,7 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
 from growkit.config.models import AnyModel, CallableModelSettings, ModelSettings
+from growkit.device import lay_channels_last
 from growkit.errors import UserInputError
 from growkit.models import build_model
 from growkit.report import write_atomically
@@ -187,7 +188,7 @@ def _restore(model: nn.Module, architecture: Architecture, tensors: dict[str, Te
         ) from error
     _fill(model, architecture, tensors, folder)
     if architecture.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_channels_last(model)
 
 
 def _widened_buffers(model: nn.Module, architecture: Architecture) -> dict[str, Tensor]:

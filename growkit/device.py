@@ -12,7 +12,7 @@ from torch import nn
 
 from growkit.errors import UserInputError
 
-__all__ = ["ComputePolicy", "choose_compute", "exact_arithmetic"]
+__all__ = ["ComputePolicy", "choose_compute", "exact_arithmetic", "lay_channels_last"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,23 @@ class ComputePolicy:
         """Move `model` in place to the device and memory layout."""
         model.to(self.device)
         if self.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            lay_channels_last(model)
         return model
 
     def to_json(self) -> dict[str, Any]:
         """The record kept in env.json."""
         return asdict(self)
+
+
+@torch.no_grad()
+def lay_channels_last(model: nn.Module) -> None:
+    """Lay the 4-d parameters and buffers of `model` channels-last, in place; the others stay as they are.
+
+    `model.to(memory_format=...)` would refuse a model that has a 3-d convolution.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def _native_bf16(device: str) -> tuple[bool, str]:

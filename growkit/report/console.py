@@ -69,8 +69,10 @@ class ConsoleReport(Observer):
 
     def step(self, step: int) -> None:
         if self._progress is not None and self._task is not None and self._facts is not None:
-            done = (step - 1) % self._facts.steps_per_epoch + 1
-            self._progress.update(self._task, completed=done, epoch=(step - 1) // self._facts.steps_per_epoch + 1)
+            epoch, done = divmod(step - 1, self._facts.steps_per_epoch)
+            left = self._facts.total_steps - epoch * self._facts.steps_per_epoch  # the last epoch may be a part of one
+            total = min(self._facts.steps_per_epoch, left)
+            self._progress.update(self._task, completed=done + 1, total=total, epoch=epoch + 1)
 
     def epoch(self, record: EpochRecord, widths: Mapping[str, int]) -> None:
         parts = [f"epoch {record.epoch:>3}", f"loss {record.train_loss:.4f}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -167,3 +168,13 @@ def test_widen_names_the_initializers_that_work_without_data(data: tuple[Tensor,
     sites = growkit.find_sites(model, data[0][:2])
     with pytest.raises(UserInputError, match="'zero' or 'random', got 'gradmax'"):
         growkit.widen(model, sites["hidden"], 3, initializer="gradmax")
+
+
+def test_the_example_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    example = readme.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["grown"].result["test"]["accuracy"] > 0.9
+    assert names["model"].get_submodule("1").out_features == names["grown"].model.get_submodule("1").out_features > 16

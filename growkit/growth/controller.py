@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -231,10 +231,11 @@ class GrowthController:
         assert server is not None, "prepare() gives up sites without an initializer"
         try:
             return server.name, server.extend(site, decision.num_new, measurement, self.generator)
-        except GrowthRefused:  # facts that only a batch shows
+        except GrowthRefused as refused:  # facts that only a batch shows
             if self.fallback is None or server is self.fallback:
                 raise
-            return self.fallback.name, self.fallback.extend(site, decision.num_new, measurement, self.generator)
+            extended = self.fallback.extend(site, decision.num_new, measurement, self.generator)
+            return self.fallback.name, replace(extended, reason=f"fallback, for {refused}")
 
     def _operate(
         self, growths: list[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look

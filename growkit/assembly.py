@@ -28,6 +28,8 @@ from growkit.train import Trainer, data_loss
 
 __all__ = ["Assembly", "assemble"]
 
+TRIAL_SAMPLES = 16  # of the batch on which sites are tried before the first event
+
 
 @dataclass
 class Assembly:
@@ -103,7 +105,7 @@ def _fit(
     controller = GrowthController(
         model, find_sites(model, example), config.growth, loss, compute, streams.generator("growth")
     )
-    controller.prepare(Inputs((example,)))
+    controller.prepare(Inputs((data.example(TRIAL_SAMPLES),)))
     plan = controller.plan(clock)
     counted = count_flops(model, example)
     # the graph's own formulas serve hypothetical widths; what they leave out does not change with the widths they know

@@ -226,3 +226,11 @@ def test_new_entries_mask_exactly_what_was_added() -> None:
     assert entries[id(model.inner.bias)].tolist() == [False] * 6 + [True] * 2
     assert entries[id(model.outer.weight)].sum(0).tolist() == [0] * 6 + [4] * 2
     edit.undo()
+
+
+def test_a_relu_that_is_silent_on_a_small_batch_is_no_reason_to_refuse() -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(20, 5, bias=False), nn.ReLU(), nn.Linear(5, 10, bias=False))
+        example = torch.randn(2, 20)
+        assert unsafe_sites(model, list(find_sites(model, example)), Inputs((example,))) == []

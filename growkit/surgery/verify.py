@@ -200,6 +200,11 @@ def _refusal(site: GrowthSite, reason: str) -> Refusal:
     return Refusal(name=site.name, width=site.width, reason=reason, location=site.location)
 
 
+DRAWS = 4
+UNREACHED = "no gradient reaches its new units"
+CANNOT_TELL = "the check cannot tell: a wrong edit does not change the outputs either"
+
+
 @dataclass
 class _Trial:
     model: nn.Module  # a copy that may be changed and is put back after each trial
@@ -207,11 +212,22 @@ class _Trial:
     tolerance: float
 
     def failure(self, sites: Sequence[GrowthSite]) -> str | None:
-        """Why widening `sites` together would be wrong; None where it is right."""
+        """Why widening `sites` together would be wrong; None where it is right.
+
+        New units that happen to be silent on the whole batch, as those of a ReLU may be, prove nothing: others are
+        drawn before the trial says that they cannot learn or cannot be checked.
+        """
+        for draw in range(DRAWS):
+            reason = self._attempt(sites, draw)
+            if reason not in (UNREACHED, CANNOT_TELL):
+                return reason
+        return reason
+
+    def _attempt(self, sites: Sequence[GrowthSite], draw: int) -> str | None:
         batches = [self.inputs, self.inputs.one_more()]
         before = [observe(self.model, batch) for batch in batches]
         try:
-            edit = self._widen(sites, fan_out=False)
+            edit = self._widen(sites, draw, fan_out=False)
         except (GrowthRefused, SurgeryError) as error:
             return f"surgery cannot widen it: {error}"
         try:
@@ -227,19 +243,17 @@ class _Trial:
         finally:
             edit.undo()
         if unreached:
-            return "no gradient reaches its new units"
-        return (
-            None
-            if self._control(sites, before[0])
-            else "the check cannot tell: a wrong edit does not change the outputs either"
+            return UNREACHED
+        return None if self._control(sites, draw, before[0]) else CANNOT_TELL
+
+    def _widen(self, sites: Sequence[GrowthSite], draw: int, *, fan_out: bool) -> Edit:
+        units = [(site, _trial_units(site)) for site in sites]
+        return grow(
+            self.model, [Growth(site, num, self._random(site, num, draw, fan_out=fan_out)) for site, num in units]
         )
 
-    def _widen(self, sites: Sequence[GrowthSite], *, fan_out: bool) -> Edit:
-        units = [(site, _trial_units(site)) for site in sites]
-        return grow(self.model, [Growth(site, num, self._random(site, num, fan_out=fan_out)) for site, num in units])
-
-    def _control(self, sites: Sequence[GrowthSite], before: Observation) -> bool:
-        edit = self._widen(sites, fan_out=True)
+    def _control(self, sites: Sequence[GrowthSite], draw: int, before: Observation) -> bool:
+        edit = self._widen(sites, draw, fan_out=True)
         try:
             return function_change(before, observe(self.model, self.inputs)).eval > self.tolerance
         finally:
@@ -261,8 +275,8 @@ class _Trial:
         self.model.zero_grad()
         return unreached
 
-    def _random(self, site: GrowthSite, num_new: int, *, fan_out: bool) -> Extension:
-        generator = torch.Generator().manual_seed(1)
+    def _random(self, site: GrowthSite, num_new: int, draw: int, *, fan_out: bool) -> Extension:
+        generator = torch.Generator().manual_seed(draw)
         values = {}
         for edit in site.tensor_edits(num_new):
             tensor = lookup(self.model, edit.names[0], edit.kind)
@@ -283,7 +297,7 @@ def _learns(gradients: Sequence[Tensor]) -> bool:
 
 
 def _trial_units(site: GrowthSite) -> int:
-    return max(1, site.width // 4)
+    return max(4, site.width // 4)
 
 
 def _perturbed_copy(model: nn.Module) -> nn.Module:

@@ -9,21 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.utils import _pytree as pytree
 
 from growkit.config import Config, config_from_overrides, load_config
 from growkit.config.data import MemorySettings
 from growkit.config.growth import RandomSettings, ZeroSettings
 from growkit.config.models import LiveModelSettings
 from growkit.data import data_from_user
-from growkit.errors import GrowthRefused, UserInputError
-from growkit.graph import GrowthSite
+from growkit.errors import GrowthRefused, ModelError, SurgeryError, UserInputError
+from growkit.graph import GrowthSite, arguments_of
 from growkit.growth.base import History
 from growkit.growth.controller import GrowthEvent
 from growkit.growth.initializers import build_initializer
 from growkit.growth.statistics import Measurement
 from growkit.pipeline import Stage, run
 from growkit.report import Observer
-from growkit.surgery import Edit, Extension, Growth, Inputs
+from growkit.surgery import Edit, Extension, Growth, Inputs, Observation, function_change, observe
 from growkit.surgery import grow as operate
 
 __all__ = ["Grown", "grow", "widen"]
@@ -85,6 +87,7 @@ def grow(
         >>> grown.model[0].out_features > 3
         True
     """
+    _check_module(model)
     settings = _settings(config, budget, root, type(model).__qualname__)
     memory = settings.data
     assert isinstance(memory, MemorySettings)
@@ -110,6 +113,14 @@ def grow(
     )
 
 
+def _check_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise UserInputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise UserInputError(f"a lazy module must be run once before it grows, got {lazy[0]} without a shape")
+
+
 def _settings(
     config: Config | Mapping[str, Any] | str | Path | None,
     budget: Mapping[str, int] | None,
@@ -118,7 +129,10 @@ def _settings(
 ) -> Config:
     """What was asked for, with data and model recorded as handed over."""
     handed: dict[str, dict[str, Any]] = {"data": {"name": "memory"}, "model": {"name": "live", "type": model_type}}
+    if config is not None and not isinstance(config, Mapping | Config | str | Path):
+        raise UserInputError(f"config must be a mapping, a Config or a file's path, got {type(config).__name__}")
     if config is None or isinstance(config, Mapping):
+        _refuse_what_is_handed_over(config or {})
         settings = config_from_overrides(config, base=config_from_overrides(handed))
     else:
         settings = config if isinstance(config, Config) else load_config(config)
@@ -137,6 +151,17 @@ def _settings(
     return config_from_overrides(extra, base=settings) if extra else settings
 
 
+def _refuse_what_is_handed_over(settings: Mapping[str, Any]) -> None:
+    """The model and the source of the data are arguments; a setting for them would be ignored."""
+    source = settings.get("data")
+    named = isinstance(source, str) or (isinstance(source, Mapping) and source.get("name", "memory") != "memory")
+    given = [key for key in settings if key.split(".")[0] == "model"] + ["data.name"] * (
+        named or "data.name" in settings
+    )
+    if given:
+        raise UserInputError(f"growkit.grow takes the model and the data as arguments; leave {given[0]} out of config")
+
+
 def widen(
     model: nn.Module,
     site: GrowthSite,
@@ -145,8 +170,12 @@ def widen(
     optimizer: torch.optim.Optimizer | None = None,
     initializer: str = "zero",
     seed: int = 0,
+    example: Tensor | tuple | dict | None = None,
 ) -> Edit:
     """Widen one site of `model` in place; `optimizer`'s state grows along. `.undo()` takes it back.
+
+    The outputs are compared before and after, in eval and in train mode without dropout; where they differ by more than
+    1e-5 of their size (more in half precision), the model is put back.
 
     Args:
         model: the module the site was found in.
@@ -156,9 +185,13 @@ def widen(
         initializer: "zero" or "random": Gaussian fan-in and zero fan-out, which keeps any function; they differ in the
             length of the fan-in, as in `growth.initializer`.
         seed: of the Gaussian directions.
+        example: a batch to compare the outputs on, as for `find_sites`; None takes the one the site was found with.
 
     Raises:
-        UserInputError: an initializer that needs data. GrowthRefused: the model is wrapped, or num_new < 1.
+        UserInputError: an initializer that needs data.
+        GrowthRefused: the model is wrapped, or num_new is not a whole number >= 1.
+        ModelError: the model does not run on the example, or gives outputs that are not finite.
+        SurgeryError: the wider model fails or computes something else; it is as it was before the call.
     """
     settings = {"zero": ZeroSettings(), "random": RandomSettings(form="zero_fan_out")}.get(initializer)
     if settings is None:
@@ -166,11 +199,54 @@ def widen(
             f"widen's initializer must be 'zero' or 'random', got {initializer!r}; "
             "those that need data, such as gradmax, run in growkit.grow"
         )
-    if num_new < 1:
-        raise GrowthRefused(f"{site.name} must grow by at least 1 unit, got {num_new}")
+    if isinstance(num_new, bool) or not isinstance(num_new, int) or num_new < 1:
+        raise GrowthRefused(f"{site.name} must grow by a whole number of units >= 1, got {num_new!r}")
     nothing = Measurement(model, _no_loss, Inputs(), torch.empty(0), (site,))
     extended = build_initializer(settings).extend(site, num_new, nothing, torch.Generator().manual_seed(seed))
-    return operate(model, [Growth(site, num_new, Extension(extended.values))], optimizer=optimizer)
+    inputs = _example_of(model, site, example)
+    before = _first_look(model, inputs)
+    edit: Edit | None = None
+    try:
+        edit = operate(model, [Growth(site, num_new, Extension(extended.values))], optimizer=optimizer)
+        change = function_change(before, observe(model, inputs)).worst
+        if change > (tolerance := _rounding(model)):
+            raise SurgeryError(f"it changes the outputs by {change:.1e} of their size, more than {tolerance:.1e}")
+    except BaseException as error:  # also an interrupt
+        if edit is not None:
+            edit.undo()
+        if not isinstance(error, Exception) or isinstance(error, GrowthRefused):
+            raise
+        cause = str(error) if isinstance(error, SurgeryError) else f"the model fails: {type(error).__name__}: {error}"
+        place = f" ({site.location})" if site.location else ""
+        raise SurgeryError(
+            f"widening {site.name!r} by {num_new}{place} was taken back: {cause}; look for its width {site.width} in "
+            "the forward, or compare on another batch with example="
+        ) from error
+    return edit
+
+
+def _example_of(model: nn.Module, site: GrowthSite, example: Tensor | tuple | dict | None) -> Inputs:
+    """What to compare outputs on, where the model is now."""
+    args, kwargs = site.graph.inputs if example is None else arguments_of(example)
+    device = next((parameter.device for parameter in model.parameters()), None)
+    return Inputs(*pytree.tree_map_only(Tensor, lambda x: x.to(device), (args, kwargs)))
+
+
+def _first_look(model: nn.Module, inputs: Inputs) -> Observation:
+    remedy = "the outputs are compared before and after; give a batch that fits with example="
+    try:
+        before = observe(model, inputs)
+    except Exception as error:  # a user's forward may raise anything
+        raise ModelError(f"the model must run on the example, got {type(error).__name__}: {error}; {remedy}") from error
+    if function_change(before, before).worst > 0.0:
+        raise ModelError(f"the model's outputs on the example must be finite, got inf or NaN; {remedy}")
+    return before
+
+
+def _rounding(model: nn.Module) -> float:
+    """The largest relative change of an output taken for rounding."""
+    types = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
+    return max([1e-5, *(8 * torch.finfo(dtype).eps for dtype in types)])
 
 
 def _no_loss(outputs: Any, targets: Tensor) -> Tensor:

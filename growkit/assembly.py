@@ -9,21 +9,22 @@ from typing import Any
 from torch import nn
 
 from growkit.config import Config
-from growkit.config.growth import NeverSettings
+from growkit.config.growth import GrowthSettings, NeverSettings, PeriodicSettings
 from growkit.config.models import ModelSettings
-from growkit.cost import count_flops
+from growkit.cost import count_flops, count_params
 from growkit.data import Data, load_data, num_batches
 from growkit.device import ComputePolicy, choose_compute
-from growkit.errors import UserInputError
+from growkit.errors import ModelError, UserInputError
 from growkit.graph import find_sites
 from growkit.growth.base import Clock
 from growkit.growth.controller import GrowthController
 from growkit.growth.plan import GrowthPlan
+from growkit.growth.statistics import Loss
 from growkit.models import build_model, check_output
 from growkit.optim import build_optimizer
 from growkit.report import check_writable
 from growkit.rng import Streams, isolated
-from growkit.surgery import Inputs
+from growkit.surgery import Inputs, untouched
 from growkit.train import Trainer, data_loss
 
 __all__ = ["Assembly", "assemble"]
@@ -82,7 +83,7 @@ def assemble(
         check_writable(config.run.root)
     compute = choose_compute(config.train.precision, config.train.device)
     data = load_data(config.data) if data is None else data
-    _check_splits(config, data)
+    _check_settings(config, data)
     data = data.to(compute.device)
     if config.control == "none":
         return _fit(config, data, model, compute)
@@ -99,20 +100,23 @@ def _fit(
     compute.place(model)
     example = data.example(2)
     check_output(model, example, data.num_outputs, data.task)
+    optimizer = build_optimizer(config.train.optimizer, model.parameters())
     steps_per_epoch = num_batches(data, "train", config.train.batch_size, training=True)
     clock = Clock(steps_per_epoch, total_steps or steps_per_epoch * config.train.epochs)
     loss = data_loss(data.task, config.train.label_smoothing)
+    _rehearse(config, model, data, loss, compute)
     controller = GrowthController(
         model, find_sites(model, example), config.growth, loss, compute, streams.generator("growth")
     )
     controller.prepare(Inputs((data.example(TRIAL_SAMPLES),)))
     plan = controller.plan(clock)
     counted = count_flops(model, example)
+    _check_budget(config, count_params(model), counted.total)
     # the graph's own formulas serve hypothetical widths; what they leave out does not change with the widths they know
     beyond_graph = counted.total - controller.sites.graph.flops()
     trainer = Trainer(
         model,
-        build_optimizer(config.train.optimizer, model.parameters()),
+        optimizer,
         data,
         config.train,
         compute,
@@ -130,7 +134,7 @@ def _fit(
         trainer=trainer,
         plan=plan,
         planned_flops=None if plan is None else _planned_flops(plan, controller, trainer, beyond_graph),
-        warnings=_warnings(config, controller, plan, counted.unknown, beyond_graph),
+        warnings=_warnings(config, data, controller, plan, clock, counted.unknown, beyond_graph),
         site_names=tuple(site.name for site in controller.tracked),
     )
 
@@ -143,7 +147,8 @@ def _control(config: Config, data: Data, live: nn.Module | None, compute: Comput
             "training; use growth.when: periodic"
         )
     asked = config
-    never = config.growth.model_copy(update={"when": NeverSettings()})
+    # targets, sites and budget speak of the seed, which the full network is not
+    never = GrowthSettings(when=NeverSettings(), target=1.0, initializer=config.growth.initializer)
     update: dict[str, Any] = {"growth": never}
     if config.control == "full":
         full = None if live is not None else config.model.full()
@@ -165,6 +170,7 @@ def _control(config: Config, data: Data, live: nn.Module | None, compute: Comput
     steps = max(1, round(planned.planned_flops / (3 * flops * samples_per_step)))
     parts = _fit(config, data, live, compute, total_steps=steps)
     parts.config = asked  # the record repeats the run: the plan it is compared with stands in these settings
+    parts.planned_flops = planned.planned_flops
     return parts
 
 
@@ -179,27 +185,78 @@ def _planned_flops(plan: GrowthPlan, controller: GrowthController, trainer: Trai
     )
 
 
-def _check_splits(config: Config, data: Data) -> None:
-    if len(data.train) < 2:
+def _rehearse(config: Config, model: nn.Module, data: Data, loss: Loss, compute: ComputePolicy) -> None:
+    """One forward and backward pass at each size of batch the run will use; the model is left as it was.
+
+    Raises:
+        ModelError: the model cannot be trained on such a batch, for instance one sample and a BatchNorm.
+    """
+    sizes = {config.train.batch_size, getattr(config.growth.initializer, "batch_size", config.train.batch_size)}
+    for size in sorted({min(size, len(data.train)) for size in sizes}):
+        try:
+            with untouched(model), compute.autocast():
+                model.train()
+                loss(model(data.example(size)), data.train.targets[:size]).backward()
+            sparse = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.is_sparse]
+        except Exception as error:  # the user's forward may raise anything
+            raise ModelError(
+                f"the model must train on a batch of {size} samples, but {type(error).__name__}: {str(error)[:500]}; "
+                "see train.batch_size and growth.initializer.batch_size"
+            ) from error
+        finally:
+            model.zero_grad(set_to_none=True)
+        if sparse:
+            raise ModelError(f"gradients must be dense, got sparse ones of {', '.join(sparse)}; set sparse=False")
+
+
+def _check_settings(config: Config, data: Data) -> None:
+    """Refuse settings that the data rule out."""
+    if data.task != "classification" and config.train.label_smoothing > 0.0:
         raise UserInputError(
-            f"data: the train split must hold at least 2 samples, got {len(data.train)}; "
-            "raise data.limit or lower data.split"
+            f"train.label_smoothing is for classification, got {config.train.label_smoothing:g} for the {data.task} "
+            f"data {data.name!r}; set it to 0"
         )
 
 
-def _warnings(
-    config: Config, controller: GrowthController, plan: GrowthPlan | None, unknown: tuple[str, ...], beyond_graph: int
-) -> list[str]:
+def _check_budget(config: Config, params: int, flops: int) -> None:
+    """Refuse a budget that the seed alone exceeds."""
+    for name, limit, seed in (
+        ("params", config.growth.budget.params, params),
+        ("flops", config.growth.budget.flops, flops),
+    ):
+        if limit is not None and limit < seed:
+            raise UserInputError(f"growth.budget.{name} must not lie below the seed's {seed:,}, got {limit:,}")
+
+
+def _plan_warnings(config: Config, controller: GrowthController, plan: GrowthPlan | None, clock: Clock) -> list[str]:
+    """What keeps a plan from its events: the length of the training, or the budget."""
+    if plan is None or not controller.tracked or not isinstance(config.growth.when, PeriodicSettings):
+        return []
+    steps = controller.policy.trigger.planned_steps(clock) or ()
+    if not steps:
+        return ["no growth event falls within the training: lower growth.when.start or raise train.epochs"]
+    wanted = config.growth.when.events
     found = []
-    if plan is not None and config.growth.when.name == "periodic" and controller.tracked:
-        wanted = config.growth.when.events
-        if not plan.events:
-            found.append("no growth event falls within the training: lower growth.when.start or raise train.epochs")
-        elif wanted is not None and len(plan.events) < wanted:
-            found.append(
-                f"{len(plan.events)} of the {wanted} growth events of growth.when take place before the training "
-                "or the room ends"
-            )
+    if wanted is not None and len(steps) < wanted:
+        found.append(f"the training ends before {wanted - len(steps)} of the {wanted} growth events")
+    if len(plan.events) < len(steps) and not plan.reaches_target:
+        found.append(f"growth.budget ends growth after {len(plan.events)} of {len(steps)} events")
+    return found
+
+
+def _warnings(
+    config: Config,
+    data: Data,
+    controller: GrowthController,
+    plan: GrowthPlan | None,
+    clock: Clock,
+    unknown: tuple[str, ...],
+    beyond_graph: int,
+) -> list[str]:
+    found = _plan_warnings(config, controller, plan, clock)
+    limit, kept = config.data.limit, sum(len(data.splits[name]) for name in ("train", "validate", "diagnose", "accept"))
+    if limit is not None and kept < limit:
+        found.append(f"data.limit {limit:,} is more than there is; all {kept:,} samples are used")
     if unknown:
         found.append(f"FLOPs leave out operators without a formula: {', '.join(unknown)}")
     if beyond_graph:

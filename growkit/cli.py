@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,12 +41,20 @@ def _guarded(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
+            typer.echo("growkit: interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # whoever read the output has seen enough
+            _forget_output()
         except GrowkitError as error:
             typer.echo(f"growkit: {_message(error)}", err=True)
             raise typer.Exit(error.exit_code) from None
 
     return guarded
+
+
+def _forget_output() -> None:
+    """Let Python's own flush at exit go nowhere, in place of failing on a closed pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _message(error: GrowkitError) -> str:
@@ -111,7 +121,23 @@ def _dry_run(settings: Config, as_json: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the user's input, 3 the run failed, 130 interrupted."""
-    app(args=arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter shows its code
+    try:
+        app(args=arguments)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _forget_output()
+        if not isinstance(error, BrokenPipeError):
+            print(f"growkit: standard output cannot be written: {error.strerror}", file=sys.stderr)
+            sys.exit(GrowkitError.exit_code)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def describe(config: Config) -> dict[str, Any]:
     final = dict(plan.final_widths) if plan is not None else parts.widths
     return {
         "data": {name: len(split) for name, split in parts.data.splits.items()},
+        "control": config.control,
         "compute": parts.compute.to_json(),
         "steps": parts.clock.total_steps,
         "steps_per_epoch": parts.clock.steps_per_epoch,
@@ -60,8 +61,15 @@ def render(facts: dict[str, Any]) -> str:
         f"{s['params_per_unit']:>8,} params, {human(s['flops_per_unit'])}FLOPs per unit"
         for s in facts["sites"]
     ]
-    lines += [f"  {r['name']:<28} {r['width']:>5}    refused: {r['reason']}" for r in facts["refused"]]
-    if facts["plan"] is None:
+    refused = [
+        f"  {r['name']:<28} {r['width']:>5}    refused: {r['reason']}"
+        + (f", at {r['location']}" if r["location"] else "")
+        for r in facts["refused"]
+    ]
+    lines += dict.fromkeys(refused)  # a width made of several atoms is refused once for each
+    if facts["control"] != "none":
+        lines.append(f"plan      none: control {facts['control']}, for the training FLOPs of the growth plan")
+    elif facts["plan"] is None:
         lines.append("plan      depends on training")
     else:
         lines.append(f"plan      {len(facts['plan'])} events")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,19 +80,28 @@ def run(
         UserInputError: something the user gave does not fit; nothing has been written.
         GrowkitError: the run failed.
     """
+    started = _Clock()
     parts = assemble(config, model=model, data=data, writes=writes)
-    with ExitStack() as stack:
-        progress = stack.enter_context(_Progress.open(parts, observers, writes))
-        try:
-            while not parts.trainer.finished:
-                progress.train_stage()
-                if parts.controller.due(progress.history):
-                    progress.grow()
-        except KeyboardInterrupt:
-            progress.save_stage(len(progress.stages))
-            progress.report.interrupted(parts.trainer.step)
-            raise
+    with _Progress.open(parts, observers, writes, started) as progress:
+        while not parts.trainer.finished:
+            progress.train_stage()
+            if parts.controller.due(progress.history):
+                progress.grow()
         return progress.conclude()
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """CPU-seconds of this process and its children, and wall seconds, since it was made."""
+
+    cpu: float = field(default_factory=lambda: sum(os.times()[:4]))
+    wall: float = field(default_factory=time.perf_counter)
+
+    def cpu_seconds(self) -> float:
+        return round(sum(os.times()[:4]) - self.cpu, 3)
+
+    def wall_seconds(self) -> float:
+        return round(time.perf_counter() - self.wall, 3)
 
 
 @dataclass
@@ -103,31 +112,39 @@ class _Progress:
     report: Reporter
     folder: Path | None
     history: History
+    started: _Clock
     cost: TrainingCost = field(default_factory=TrainingCost)
     stages: list[Stage] = field(default_factory=list)
     events: list[GrowthEvent] = field(default_factory=list)
     first_gradients: dict[str, float] = field(default_factory=dict)  # smallest seen per site
     validation: Evaluation | None = None
-    cpu_started: float = field(default_factory=time.process_time)
-    wall_started: float = field(default_factory=time.perf_counter)
 
     @classmethod
-    def open(cls, parts: Assembly, observers: Sequence[Observer] | None, writes: bool) -> _Progress:
+    def open(cls, parts: Assembly, observers: Sequence[Observer] | None, writes: bool, started: _Clock) -> _Progress:
         watching = list(observers) if observers is not None else [ConsoleReport()]
-        folder = None
+        run_folder = None
         if writes:
             run_folder = RunFolder(parts.config.run.root, parts.config.run.name or "run")
-            folder = run_folder.path
-            watching = [run_folder, *_recorders(folder, parts.config.run.tensorboard), *watching]
-        progress = cls(parts, Reporter(watching), folder, History(parts.clock))
+            watching = [run_folder, *_recorders(run_folder.path, parts.config.run.tensorboard), *watching]
+        folder = None if run_folder is None else run_folder.path
+        progress = cls(parts, Reporter(watching), folder, History(parts.clock), started)
         progress._start()
+        if run_folder is not None and run_folder.problem is not None:
+            progress.report.warned(run_folder.problem)
         return progress
 
     def __enter__(self) -> _Progress:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.report.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if isinstance(error, KeyboardInterrupt):
+                self.save_stage(len(self.stages))
+                self.report.interrupted(self.parts.trainer.step)
+            elif error is not None:
+                self.report.failed(self.parts.trainer.step, f"{type(error).__name__}: {error}")
+        finally:
+            self.report.close()
 
     def _start(self) -> None:
         parts = self.parts
@@ -204,8 +221,9 @@ class _Progress:
             "train_flops": self.cost.training,
             "other_flops": dict(self.cost.other),
             "planned_train_flops": parts.planned_flops,
-            "cpu_seconds": round(time.process_time() - self.cpu_started, 3),
-            "wall_seconds": round(time.perf_counter() - self.wall_started, 3),
+            "cpu_seconds": self.started.cpu_seconds(),
+            "process_cpu_seconds": round(sum(os.times()[:4]), 3),
+            "wall_seconds": self.started.wall_seconds(),
             "steps": parts.trainer.step,
             "epochs": parts.trainer.epoch,
             "events": len(self.events),
@@ -252,8 +270,8 @@ class _Progress:
             params=self.params,
             flops=self.flops,
             train_flops=self.cost.training,
-            cpu_seconds=round(time.process_time() - self.cpu_started, 3),
-            wall_seconds=round(time.perf_counter() - self.wall_started, 3),
+            cpu_seconds=self.started.cpu_seconds(),
+            wall_seconds=self.started.wall_seconds(),
         )
         self.history.epochs.append(record)
         self.report.epoch(record, self.parts.widths)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from growkit.config.train import TrainSettings
 from growkit.data import Data, batches, num_batches
 from growkit.device import ComputePolicy
-from growkit.errors import TrainingError
+from growkit.errors import GrowkitError, TrainingError
 from growkit.rng import Streams, isolated
 from growkit.schedule import rate_factor
 
@@ -151,13 +151,26 @@ class Trainer:
         """
         with self.streams.lent("dropout"):
             while not self.finished:
-                self._one_step(*self._next_batch())
+                self._guarded_step()
                 on_step(self.step)
                 if self.step % self.steps_per_epoch == 0 or self.finished:
                     self._close_epoch(on_epoch)
                 if stop(self.step):
                     self._check_finite()
                     return
+
+    def _guarded_step(self) -> None:
+        """One step; whatever the model or torch raises on the way is a failure of the run, with its cause."""
+        try:
+            self._one_step(*self._next_batch())
+        except (GrowkitError, OSError):
+            raise
+        except Exception as error:
+            memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+            hint = "no memory is left; lower train.batch_size" if memory else "the model or its loss raised"
+            raise TrainingError(
+                f"step {self.step + 1} failed: {hint}: {type(error).__name__}: {str(error).strip()[:500]}"
+            ) from error
 
     def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
         self._set_rate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import growkit
-from growkit.errors import DataError, ModelError, UserInputError
+from growkit.errors import DataError, GrowthRefused, ModelError, SurgeryError, UserInputError
+from growkit.surgery import function_change
 
 
 class Residual(nn.Module):
@@ -147,6 +149,21 @@ def test_a_model_that_does_not_take_the_inputs(data: tuple[Tensor, Tensor]):
         growkit.grow(nn.Linear(3, 3), data)
 
 
+def test_what_is_handed_over_is_no_setting(data: tuple[Tensor, Tensor]):
+    for config in ({"model": "vgg"}, {"model.name": "vgg"}, {"data.name": "cifar10"}, {"data": "digits"}):
+        with pytest.raises(UserInputError, match="takes the model and the data as arguments; leave"):
+            growkit.grow(Residual(), data, config=config)
+
+
+def test_what_is_no_module_or_has_no_shape_yet(data: tuple[Tensor, Tensor]):
+    with pytest.raises(UserInputError, match="must be a torch.nn.Module, got str"):
+        growkit.grow("net", data)
+    with pytest.raises(UserInputError, match="lazy module must be run once"):
+        growkit.grow(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), data)
+    with pytest.raises(UserInputError, match="config must be a mapping, a Config or a file's path, got int"):
+        growkit.grow(Residual(), data, config=5)
+
+
 def test_lengths_that_differ(data: tuple[Tensor, Tensor]):
     with pytest.raises(DataError, match="300.*299|299.*300"):
         growkit.grow(Residual(), (data[0], data[1][:-1]))
@@ -168,6 +185,87 @@ def test_widen_names_the_initializers_that_work_without_data(data: tuple[Tensor,
     sites = growkit.find_sites(model, data[0][:2])
     with pytest.raises(UserInputError, match="'zero' or 'random', got 'gradmax'"):
         growkit.widen(model, sites["hidden"], 3, initializer="gradmax")
+
+
+class Scaled(nn.Module):
+    """Its outputs depend on a width by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 4), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x))))) * self.b.out_features
+
+
+class Viewed(Scaled):
+    """A width is written into the forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))).view(-1, 6))
+
+
+@pytest.mark.parametrize("mine", [False, True], ids=["traced example", "own example"])
+@pytest.mark.parametrize(
+    ("kind", "cause"), [(Scaled, r"changes the outputs by \d"), (Viewed, "the model fails: RuntimeError: ")]
+)
+def test_widening_that_does_not_keep_the_function_is_taken_back(
+    kind: type[nn.Module], cause: str, mine: bool, monkeypatch: pytest.MonkeyPatch
+):
+    model, x = kind(), torch.randn(6, 5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    sites = growkit.find_sites(model, {"x": x})
+    model(x).sum().backward()
+    optimizer.step()
+    before, steps = {n: p.detach().clone() for n, p in model.named_parameters()}, copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(SurgeryError, match=rf"'b' by 2 \(.*test_api.py:\d+\) was taken back: .*{cause}.*width 6"):
+        growkit.widen(model, sites["b"], 2, optimizer=optimizer, example=(x[:3],) if mine else None)
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+    assert sites["b"].width == model.get_submodule("b").out_features == 6
+    assert str(optimizer.state_dict()) == str(steps)
+    growkit.widen(model, sites["a"], 2, optimizer=optimizer)  # an honest width of the same model
+    assert model.get_submodule("a").out_features == 6
+
+
+def test_an_interrupted_widening_is_taken_back(monkeypatch: pytest.MonkeyPatch):
+    model = Scaled()
+    sites = growkit.find_sites(model, torch.randn(4, 5))
+
+    def interrupted(before: Any, after: Any) -> Any:
+        if sites["a"].width > 4:
+            raise KeyboardInterrupt
+        return function_change(before, after)
+
+    monkeypatch.setattr("growkit.api.function_change", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        growkit.widen(model, sites["a"], 2)
+    assert model.a.weight.shape == (4, 5) and sites["a"].width == 4
+
+
+def test_widening_needs_an_example_that_the_model_takes():
+    model = Scaled()
+    sites = growkit.find_sites(model, torch.randn(4, 5))
+    with pytest.raises(ModelError, match="must run on the example, got RuntimeError.*example="):
+        growkit.widen(model, sites["a"], 2, example=torch.randn(4, 7))
+    with pytest.raises(ModelError, match="must be finite, got inf or NaN"):
+        growkit.widen(model, sites["a"], 2, example=torch.full((4, 5), float("nan")))
+    with pytest.raises(ModelError, match="must be a tensor, a tuple .* got list"):
+        growkit.widen(model, sites["a"], 2, example=[1.0])  # type: ignore[arg-type]
+    assert sites["a"].width == 4
+
+
+@pytest.mark.parametrize("num_new", [0, -1, True, 2.0, "2", None])
+def test_widening_by_something_else_than_a_whole_number_is_refused(num_new: Any):
+    model = Scaled()
+    sites = growkit.find_sites(model, torch.randn(4, 5))
+    with pytest.raises(GrowthRefused, match=f"a must grow by a whole number of units >= 1, got {num_new!r}"):
+        growkit.widen(model, sites["a"], num_new)
+
+
+def test_the_graph_keeps_the_example():
+    x = torch.randn(4, 5)
+    for example, inputs in ((x, ((x,), {})), ((x,), ((x,), {})), ({"x": x}, ((), {"x": x}))):
+        assert growkit.find_sites(Scaled(), example)["a"].graph.inputs == inputs
 
 
 def test_the_example_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -189,6 +189,34 @@ def test_the_main_job_needs_no_optional_package(blocked: list[str], tensorboard:
     assert (tmp_path / "wrn_quarter" / "latest" / "tb").exists() == (tensorboard == "true")
 
 
+def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path):
+    arguments = " ".join(f"'{part}'" for part in ["run", WRN, *short(tmp_path, train__epochs="2")])
+    shell = f"{sys.executable} -m growkit.cli {arguments} | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    folder = tmp_path / "wrn_quarter" / "latest"
+    assert (folder / "result.json").exists()
+    assert "cannot print any more" in (folder / "events.jsonl").read_text()
+
+
+def test_names_too_long_or_impossible():
+    assert "run.name" in refused("run", WRN, "run.name=" + "a" * 300)
+    assert "run.root must be a folder that can be made" in refused("run", WRN, "run.root=" + "a" * 300)
+    assert "run.root must be a folder that can be made" in refused("run", WRN, 'run.root="a\\0b"')
+
+
+def test_numbers_too_large():
+    message = refused(
+        "run", WRN, "data.split_seed=99999999999999999999", "growth.target=1e308", "growth.how_many.fraction=1e308"
+    )
+    assert message.startswith("growkit: 3 settings are wrong:")
+    assert "data.augment.crop must be at most the side of the images, 8 pixels" in refused(
+        "run", WRN, "data.augment.crop=99"
+    )
+    assert "cannot be built" in refused("run", WRN, "model={name: mlp, hidden: [1000000000000]}")
+
+
 def test_ctrl_c_ends_cleanly(tmp_path: Path):
     command = [
         sys.executable,

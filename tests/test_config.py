@@ -371,7 +371,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=8)
 variations = st.fixed_dictionaries(
     {},
     optional={
-        "seed": st.integers(0),
+        "seed": st.integers(0, 2**63 - 1),
         "run.name": st.sampled_from(["010", "1e3", "null", "a.b", "no"]),
         "run.root": texts,
         "train.epochs": st.integers(1),
@@ -390,7 +390,7 @@ variations = st.fixed_dictionaries(
         ),
         "growth.when": st.sampled_from(["never", {"name": "periodic", "events": 3, "unit": "steps"}]),
         "growth.fallback": st.none() | st.sampled_from(["random", "zero"]),
-        "growth.target": st.floats(1, 1e6) | st.dictionaries(texts, st.integers(1)),
+        "growth.target": st.floats(1, 1e3) | st.dictionaries(texts, st.integers(1)),
         "growth.sites": st.lists(texts, min_size=1),
     },
 )

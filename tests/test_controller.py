@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,10 @@ from growkit.config.growth import (
 from growkit.device import ComputePolicy
 from growkit.errors import GrowthRefused, SurgeryError, UserInputError
 from growkit.graph import Sites, find_sites
+from growkit.growth import controller as controller_module
 from growkit.growth.base import Clock, Extended, GrowthRecord, History, Initializer
 from growkit.growth.controller import GrowthController, GrowthEvent, describe_refusals
-from growkit.surgery import Inputs, function_change, observe, replay
+from growkit.surgery import Inputs, function_change, observe, replay, transaction
 
 FP32 = ComputePolicy("cpu", "fp32", False, "a test")
 CLOCK = Clock(steps_per_epoch=5, total_steps=20)
@@ -317,3 +319,189 @@ def test_what_only_a_batch_shows_is_refused_or_left_to_the_fallback() -> None:
     assert run.controller.sites["0"].width == 4
     event = start(ReluChain, initializer=by_name, fallback=ZeroSettings()).prepare().grow()
     assert [(grown.initializer, grown.form) for grown in event.grown] == [("zero", "zero_fan_out")]
+
+
+# frozen weights
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("initializer", [GradMaxSettings(), ZeroSettings()], ids=["gradmax", "zero"])
+def test_sites_with_a_frozen_weight_are_given_up(layer: int, initializer: Any) -> None:
+    run = start(Chain, initializer=initializer)
+    run.model[layer].weight.requires_grad_(False)
+    run.prepare()
+    beside = {"0", "2"} if layer == 2 else {"0"}
+    reasons = {r.name: r.reason for r in run.controller.refusals if r.name in ("0", "2", "4")}
+    assert reasons.keys() == beside
+    assert all(
+        f"its weights are frozen (requires_grad=False), so new units would not train: {layer}.weight" == reason
+        for reason in reasons.values()
+    )
+    assert {grown.site for grown in run.grow().grown} == {"0", "2", "4"} - beside
+    run.train()
+
+
+def test_a_frozen_bias_is_no_reason_to_refuse() -> None:
+    run = start(Chain)
+    run.model[0].bias.requires_grad_(False)
+    run.prepare()
+    assert {grown.site for grown in run.grow().grown} == {"0", "2", "4"}
+    run.train()
+
+
+def test_a_model_that_is_frozen_throughout_says_so() -> None:
+    run = start(Chain)
+    run.model.requires_grad_(False)
+    with pytest.raises(UserInputError, match=r"at least one site that can grow, got none\n(.*\n)*.*weights are frozen"):
+        run.prepare()
+
+
+# interrupts
+
+
+def everything(run: Run) -> dict[str, Any]:
+    return {
+        "values": {name: tensor.clone() for name, tensor in run.model.state_dict().items()},
+        "modules": {n: {k: v for k, v in vars(m).items() if type(v) is int} for n, m in run.model.named_modules()},
+        "state": [copy.deepcopy(run.optimizer.state[p]) for p in run.model.parameters()],
+        "gradients": [None if p.grad is None else p.grad.clone() for p in run.model.parameters()],
+        "widths": {site.name: site.width for site in run.controller.sites},
+        "edits": list(run.controller.edits),
+        "tracked": list(run.controller.tracked),
+        "refusals": list(run.controller.refusals),
+        "history": copy.deepcopy(run.history.growths),
+    }
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, module: Any, target: str, call: int) -> None:
+    original, calls = getattr(module, target), [0]
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, target, interrupted)
+
+
+@pytest.mark.parametrize("wrong", [(), ("2",)], ids=["at once", "one by one"])
+@pytest.mark.parametrize(
+    ("module", "target", "call"),
+    [
+        *((controller_module, "observe", call) for call in (1, 2, 3)),
+        *((transaction, "replace_data", call) for call in (1, 4, 9)),
+        (controller_module, "new_entries", 1),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)).rpartition(".")[2],
+)
+def test_an_interrupted_event_changes_nothing(
+    wrong: tuple[str, ...], module: Any, target: str, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(Chain).prepare()
+    run.train()
+    run.grow(1)  # so that there are edits to keep
+    run.controller.initializer = Careless(wrong)
+    run.train()
+    before = everything(run)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, module, target, call)
+        with pytest.raises(KeyboardInterrupt):
+            run.grow(2)
+    assert same(everything(run), before)
+    run.grow(2)
+    run.train()
+    seed = copy.deepcopy(traced(Chain)[0])
+    replay(seed, run.controller.edits)
+    seed.load_state_dict(run.model.state_dict())
+
+
+class Interrupting:
+    """A trace function that raises KeyboardInterrupt at the n-th line of the controller or the transaction."""
+
+    def __init__(self, line: int):
+        self.left = line
+        self.files = {controller_module.__file__, transaction.__file__}
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> Any:
+        # no code can protect the exit of a `with` itself, and there are two of torch's in the look
+        if frame.f_code.co_filename not in self.files or frame.f_code.co_name == "_look":
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self
+
+
+def test_an_interrupt_at_any_line_leaves_an_event_done_or_undone() -> None:
+    """Every 97th line of the controller and the transaction, of an event that gives up a site."""
+    line, interrupted = 1, True
+    while interrupted:
+        run = start(Chain)
+        run.controller.initializer = Careless(("2",))
+        run.train()
+        before, tracing = everything(run), sys.gettrace()
+        sys.settrace(Interrupting(line))
+        try:
+            run.grow()
+            interrupted = False
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(tracing)
+        done = bool(run.history.growths)
+        assert done == bool(run.controller.edits)
+        assert done or same(everything(run), before), line
+        if done:
+            assert run.history.growths[0].widths == {"0": (4, 6), "4": (4, 6)}
+            replay(seed := copy.deepcopy(traced(Chain)[0]), run.controller.edits)
+            seed.load_state_dict(run.model.state_dict())
+        line += STRIDE
+    assert line > 10 * STRIDE
+
+
+STRIDE = 97
+
+
+def test_a_failure_after_the_edit_takes_it_back() -> None:
+    """The loss sees the wider model only after it was verified."""
+    run = start(Chain).prepare()
+    before, calls = everything(run), []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        calls.append(1)
+        if run.model[0].weight.shape[0] > 4:
+            raise RuntimeError("no loss")
+        return F.cross_entropy(outputs, targets)
+
+    run.controller.loss = loss
+    run.controller.initializer = Careless(())
+    with pytest.raises(RuntimeError, match="no loss"):
+        run.grow()
+    assert calls and same(everything(run), before)
+
+
+# costs
+
+
+def test_verifying_is_paid_for() -> None:
+    """An event without measurements: 3 looks before, 3 after, and 2 passes per attempt at the widths of the attempt."""
+    run = start(Chain).prepare()
+    run.controller.initializer = Careless(())
+    event = run.grow()
+    assert event.flops_spent == 12 * (3 * event.flops_before + (2 + 3) * event.flops_after)
+    again = start(Chain).prepare()
+    again.controller.initializer = Careless(("2",))
+    event, graph = again.grow(), again.controller.sites.graph
+    tried = [{"0": 6, "2": 6, "4": 6}, {"0": 6}, {"0": 6, "2": 6}, {"0": 6, "4": 6}, {"0": 6, "4": 6}]
+    attempts = sum(2 * graph.flops({"0": 4, "2": 4, "4": 4} | widths) for widths in tried)
+    assert event.flops_spent == 12 * (3 * event.flops_before + attempts + 3 * event.flops_after)

@@ -12,7 +12,7 @@ from conftest import EXPERIMENTS, short
 import growkit
 from growkit.config import load_config
 from growkit.data import load_data
-from growkit.errors import TrainingError, UserInputError
+from growkit.errors import ModelError, TrainingError, UserInputError
 from growkit.pipeline import RunResult, run
 from growkit.report import Observer
 
@@ -151,6 +151,66 @@ def test_an_interrupt_keeps_what_was_logged(tmp_path: Path):
     assert not (folder / "result.json").exists()
     assert growkit.load(folder, stage=1).blocks[0].conv1.out_channels == 8
     assert len((folder / "metrics.csv").read_text().splitlines()) == 2
+
+
+def test_a_failed_run_says_so_in_its_record(tmp_path: Path):
+    with pytest.raises(TrainingError):
+        short_run(
+            tmp_path, train__optimizer__lr="1e12", train__precision="fp32", train__epochs="2", growth__when="never"
+        )
+    lines = (tmp_path / "wrn_quarter" / "latest" / "events.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert last["event"] == "failed" and last["message"].startswith("TrainingError: the training loss must stay finite")
+
+
+def test_a_batch_the_model_cannot_train_on_is_refused_before_anything_is_written(tmp_path: Path):
+    with pytest.raises(ModelError, match="must train on a batch of 1 samples.*train.batch_size"):
+        short_run(tmp_path, train__batch_size="1", model="{name: mlp, norm: batchnorm}", growth__sites="['*']")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_below_the_seed_is_refused(tmp_path: Path):
+    with pytest.raises(UserInputError, match="growth.budget.params must not lie below the seed's 46,458, got 100"):
+        short_run(tmp_path, growth__budget__params="100")
+
+
+def test_a_budget_that_ends_growth_is_named(tmp_path: Path):
+    result = short_run(tmp_path, growth__budget__params="100000", train__epochs="4")
+    assert ["growth.budget ends growth after 2 of 3 events"] == [line["message"] for line in events(result, "warning")]
+
+
+def test_a_training_too_short_for_the_plan_is_named(tmp_path: Path):
+    result = short_run(tmp_path, train__epochs="2")
+    assert ["the training ends before 2 of the 3 growth events"] == [
+        line["message"] for line in events(result, "warning")
+    ]
+
+
+def test_label_smoothing_is_refused_for_regression(tmp_path: Path):
+    with pytest.raises(UserInputError, match="train.label_smoothing is for classification, got 0.1"):
+        run(
+            load_config(EXPERIMENTS / "mlp_teacher_student.yaml", ["train.label_smoothing=0.1", f"run.root={tmp_path}"])
+        )
+
+
+def test_a_limit_beyond_the_data_is_said(tmp_path: Path):
+    result = short_run(tmp_path, data__limit="5000", train__epochs="1", growth__when="never")
+    assert "data.limit 5,000 is more than there is; all 1,438 samples are used" in [
+        line["message"] for line in events(result, "warning")
+    ]
+
+
+def test_the_full_control_does_not_stumble_over_the_targets_of_the_seed(tmp_path: Path):
+    narrow = {"growth__sites": "['blocks.0.conv1']", "growth__target": "{'blocks.0.conv1': 8}"}
+    control = short_run(tmp_path, control="full", **narrow)
+    assert control.result["params"] == 174_330
+    assert control.result["train_flops"] == pytest.approx(control.result["planned_train_flops"], rel=0.05)
+
+
+def test_a_record_repeats_its_run(grown: RunResult, tmp_path: Path):
+    assert grown.folder is not None
+    again = run(load_config(grown.folder / "config.yaml", [f"run.root={tmp_path}"]), observers=())
+    assert all(torch.equal(a, b) for a, b in zip(grown.model.parameters(), again.model.parameters(), strict=True))
 
 
 @pytest.mark.slow

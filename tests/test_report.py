@@ -22,7 +22,7 @@ from growkit.config import Config, config_from_overrides, load_config
 from growkit.config.data import SplitSettings
 from growkit.config.run import RunSettings
 from growkit.data import data_from_user
-from growkit.errors import UserInputError
+from growkit.errors import TrainingError, UserInputError
 from growkit.graph import Refusal
 from growkit.growth.base import EpochRecord
 from growkit.growth.controller import GrowthEvent, SiteGrowth
@@ -87,6 +87,7 @@ RESULT: dict[str, Any] = {
     "train_flops": 6_500_000,
     "other_flops": {"growth": 1000, "evaluation": 999_000},
     "cpu_seconds": 1.04,
+    "process_cpu_seconds": 3.5,
     "wall_seconds": 1.26,
     "steps": 16,
     "events": 1,
@@ -346,7 +347,7 @@ def test_a_reporter_passes_everything_on():
             self.calls: list[str] = []
 
         def __getattribute__(self, name: str) -> Any:
-            if name in vars(Observer) and not name.startswith("_"):
+            if callable(vars(Observer).get(name)) and not name.startswith("_"):
                 return lambda *args: self.calls.append(name)
             return super().__getattribute__(name)
 
@@ -354,8 +355,31 @@ def test_a_reporter_passes_everything_on():
     for observer in (direct, Reporter([first, second])):
         play(observer)
         observer.interrupted(3)
+        observer.failed(3, "a reason")
     assert direct.calls == first.calls == second.calls
-    assert set(direct.calls) == {name for name in vars(Observer) if not name.startswith("_")}
+    assert set(direct.calls) == {name for name, value in vars(Observer).items() if callable(value) and name[0] != "_"}
+
+
+class _Full(Observer):
+    def epoch(self, record: EpochRecord, widths: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_what_only_shows_may_fail_and_the_others_are_told():
+    class Pipe(_Full):
+        only_shows = True
+
+    stream = io.StringIO()
+    play(Reporter([Pipe(), JsonLines(stream, keep_open=True)]))
+    lines = [strict(line) for line in stream.getvalue().splitlines()]
+    warnings = [line["message"] for line in lines if line["event"] == "warning"]
+    assert warnings[0].startswith("Pipe cannot print any more") and "the run goes on" in warnings[0]
+    assert lines[-1]["event"] == "finished"
+
+
+def test_what_keeps_the_record_must_not_fail():
+    with pytest.raises(TrainingError, match="run folder must stay writable.*No space left"):
+        play(Reporter([_Full()]))
 
 
 # --- the terminal
@@ -381,7 +405,7 @@ def test_a_pipe_gets_plain_lines_of_any_length(width: int):
         "model     mlp: 1,234 parameters, 56.8kFLOPs per sample",
         "compute   cpu, fp32 (no bf16)",
         "growth    gradmax, 2 sites, 1 events, target not reached",
-        "stays     head (width 10): is the model's output",
+        "stays     head (width 10): is the model's output, at net.py:7",
         "folder    runs/demo/now",
         "epoch   1  loss 1.5000  acc 50.00%  validate 1.2500  62.50%  lr 0.1  1.23k params  3MFLOPs spent",
         "+-- growth at step 8",
@@ -433,7 +457,7 @@ def test_the_summary_is_six_lines():
         "result    test 90.00% (loss 0.2500), validate 81.25% (loss 0.8750)",
         "model     1,300 parameters, 60kFLOPs per sample, after 1 growth events",
         "cost      6.5MFLOPs of training, 1MFLOPs of growth and evaluation",
-        "time      1.0 CPU-seconds, 1.3 s",
+        "time      1.0 CPU-seconds, 3.5 with the program's start; 1.3 s",
         "files     runs/demo/now",
         "next      tensorboard --logdir runs/demo/now/tb",
     ]

@@ -22,6 +22,7 @@ FLOORS = [
     ["surgery"],
     [
         "growth.base",
+        "growth.event",
         "growth.when",
         "growth.where",
         "growth.how_many",

@@ -27,6 +27,7 @@ from growkit.surgery import (
     lookup,
     observe,
     replay,
+    transaction,
 )
 from growkit.surgery.records import IndexMap, runs_of
 from growkit.surgery.tensors import grow_state, grow_values, replace_data
@@ -452,6 +453,83 @@ def test_undo_restores_every_bit(name: str) -> None:
         {n: v for n, v in after["values"].items() if n in changed},
         {n: v for n, v in before["values"].items() if n in changed},
     )
+
+
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+def test_undo_after_training_leaves_no_state_of_the_wrong_shape(optimizer_name: str) -> None:
+    """State that came up after the edit has the wrong shape, and fused optimizers would not notice."""
+    model, sites, x = fresh("mlp")
+    optimizer = OPTIMIZERS[optimizer_name](model.parameters(), True)
+    edit = grow(model, [Growth(sites[0], 2)], optimizer=optimizer)
+    train(model, optimizer, x, 1)
+    edit.undo()
+    changed = (model[0].weight, model[0].bias, model[3].weight)
+    assert not any(bool(value.any()) for p in changed for value in optimizer.state.get(p, {}).values())
+    train(model, optimizer, x, 1)
+    shapes = [(p.shape, v.shape) for p, s in optimizer.state.items() for v in s.values() if v.dim()]
+    assert len(shapes) >= 4 and all(parameter == state for parameter, state in shapes)
+
+
+def test_undo_after_training_restores_the_state_that_was() -> None:
+    model, sites, x = fresh("mlp")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    train(model, optimizer, x, 2)
+    changed = (model[0].weight, model[0].bias, model[3].weight)
+    before = [copy.deepcopy(optimizer.state[p]) for p in changed]
+    edit = grow(model, [Growth(sites[0], 2)], optimizer=optimizer)
+    train(model, optimizer, x, 3)
+    edit.undo()
+    assert same([optimizer.state[p] for p in changed], before)
+    assert int(optimizer.state[model[0].weight]["step"]) == 2
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, target: str, call: int) -> None:
+    """Raise KeyboardInterrupt in place of the given call of a function of the transaction, once."""
+    original, calls = getattr(transaction, target), [0]
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(transaction, target, interrupted)
+
+
+@pytest.mark.parametrize("target", ["replace_data", "grow_state", "set_attributes"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interrupt_half_way_rolls_everything_back(target: str, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sites, x = fresh("vgg-like")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    train(model, optimizer, x, 1)
+    before = snapshot(model, optimizer)
+    interrupt_at(monkeypatch, target, call)
+    with pytest.raises(KeyboardInterrupt):
+        widen_all(model, sites, optimizer=optimizer)
+    assert same(snapshot(model, optimizer), before) and [site.width for site in sites] == [3, 4]
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_an_interrupted_undo_comes_to_its_end(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sites, _ = fresh("vgg-like")
+    before = snapshot(model)
+    edit = widen_all(model, sites)
+    interrupt_at(monkeypatch, "replace_data", call)
+    with pytest.raises(KeyboardInterrupt):
+        edit.undo()
+    assert same(snapshot(model), before) and [site.width for site in sites] == [3, 4]
+    edit.undo()
+    assert edit.undone and same(snapshot(model), before)
+
+
+def test_an_interrupted_replay_leaves_the_seed_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sites, _ = fresh("vgg-like")
+    seed, records = copy.deepcopy(model), widen_all(model, sites).records
+    before = snapshot(seed)
+    interrupt_at(monkeypatch, "replace_data", 3)
+    with pytest.raises(KeyboardInterrupt):
+        replay(seed, records)
+    assert same(snapshot(seed), before)
 
 
 def test_undo_at_once_leaves_no_trace() -> None:

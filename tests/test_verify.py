@@ -75,6 +75,24 @@ class Attentive(nn.Module):
         return self.head(F.dropout(self.drop(torch.tanh(self.inner(x))), 0.3, self.training))
 
 
+class Transformer(nn.Module):
+    """Attention with its own q, k and v, whose rows are heads times head size, and a feed-forward part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(5, 8)
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.up, self.down, self.head = nn.Linear(8, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.heads = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        x = x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.down(torch.tanh(self.up(x)))
+        return self.head(x)
+
+
 class Rebinding(nn.Module):
     """Counts its calls by putting a new tensor in the buffer's place."""
 
@@ -92,7 +110,7 @@ class Rebinding(nn.Module):
 def traced(kind: type[nn.Module]) -> tuple[nn.Module, Sites, Tensor]:
     torch.manual_seed(0)
     model = kind()
-    x = torch.randn(4, 2, 4, 4) if kind is HardCoded else torch.randn(6, 5)
+    x = torch.randn(*{HardCoded: (4, 2, 4, 4), Transformer: (4, 3, 5)}.get(kind, (6, 5)))
     return model, find_sites(model, x), x
 
 
@@ -112,6 +130,17 @@ def test_a_site_that_is_safe_is_not_refused() -> None:
     model, sites, x = fresh(ZeroBranch)
     assert {site.name for site in sites} == {"stem", "inner"}
     assert unsafe_sites(model, list(sites), Inputs((x,))) == []
+
+
+def test_where_two_sites_cannot_grow_together_only_the_later_one_is_given_up() -> None:
+    """Heads and head size are factors of the same rows: new slices made for the one do not fit once the other grew."""
+    model, sites, x = fresh(Transformer)
+    refusals = unsafe_sites(model, list(sites), Inputs((x,)))
+    assert [site.name for site in sites] == ["stem", "q", "v", "up"]
+    assert [refusal.name for refusal in refusals] == ["v"]
+    assert "at the same events as stem, q: surgery cannot widen it: new slices of v.weight" in refusals[0].reason
+    assert unsafe_sites(model, [sites["v"]], Inputs((x,))) == []
+    assert unsafe_sites(model, [site for site in sites if site.name != "v"], Inputs((x,))) == []
 
 
 def test_a_branch_that_is_zero_does_not_make_the_check_vacuous() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = ["BY_NAME", "Fraction", "Settings", "named"]
+__all__ = ["BY_NAME", "Fraction", "Seed", "Settings", "named"]
 
 
 class Settings(BaseModel):
@@ -36,6 +36,7 @@ class Settings(BaseModel):
 
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 BY_NAME: Any = Field(discriminator="name")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from growkit.config.base import BY_NAME, Fraction, Settings, named
+from growkit.config.base import BY_NAME, Fraction, Seed, Settings, named
 
 __all__ = [
     "AnyData",
@@ -62,7 +62,7 @@ class DataSettings(Settings):
     """
 
     limit: Annotated[int, Field(ge=10)] | None = None
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Seed = 0
     split: SplitSettings = SplitSettings()
 
 
@@ -122,7 +122,7 @@ class TeacherSettings(DataSettings):
     name: Literal["teacher"] = "teacher"
     widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=2)] = (20, 10, 10)
     samples: Annotated[int, Field(ge=10)] = 1000
-    teacher_seed: Annotated[int, Field(ge=0)] = 0
+    teacher_seed: Seed = 0
 
 
 class MemorySettings(ImageSettings):

@@ -72,7 +72,7 @@ class FractionOfSeedSettings(Settings):
     """Each event adds `fraction` of the site's seed width, at least one unit (0.25: Evci et al. 2022)."""
 
     name: Literal["fraction_of_seed"] = "fraction_of_seed"
-    fraction: Positive = 0.5
+    fraction: Annotated[float, Field(gt=0.0, le=1000.0)] = 0.5
 
 
 class FixedSettings(Settings):
@@ -144,6 +144,8 @@ class BudgetSettings(Settings):
 def _is_multiple(target: float) -> float:
     if target < 1.0:
         raise ValueError(f"must be >= 1 (a multiple of the seed width), got {target:g}")
+    if target > 1000.0:
+        raise ValueError(f"must be <= 1000 (a multiple of the seed width), got {target:g}")
     return target
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from growkit.config.base import Settings
+from growkit.config.base import Seed, Settings
 from growkit.config.data import AnyData, DigitsSettings
 from growkit.config.growth import GrowthSettings
 from growkit.config.models import AnyModel, WrnSettings
@@ -32,9 +32,12 @@ class RunSettings(Settings):
     """
 
     root: str = "runs"
-    name: Annotated[str, AfterValidator(_is_folder_name), Field(json_schema_extra={"pattern": FOLDER_NAME})] | None = (
-        None
-    )
+    name: (
+        Annotated[
+            str, AfterValidator(_is_folder_name), Field(max_length=100, json_schema_extra={"pattern": FOLDER_NAME})
+        ]
+        | None
+    ) = None
     tensorboard: bool = True
 
 
@@ -47,7 +50,7 @@ class Config(Settings):
     """
 
     version: Literal[1] = 1
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     run: RunSettings = RunSettings()
     data: AnyData = DigitsSettings()
     model: AnyModel = WrnSettings()

@@ -145,11 +145,20 @@ def _check(source: Source, splits: dict[str, Split], augment: AugmentSettings) -
                 f"data {source.name!r}: every class needs a sample to train on, but {_listed(missing)} of "
                 f"{_num_outputs(source)} have none; raise data.limit, lower the shares in data.split or drop the class"
             )
+    if 0 in train.inputs.shape[1:]:
+        raise DataError(f"data {source.name!r}: an input must not be empty, got shape {list(train.inputs.shape[1:])}")
     if (augment.crop or augment.flip or augment.cutout) and train.inputs.dim() != 4:
         raise DataError(
             f"data {source.name!r}: data.augment needs images [N, C, H, W], got inputs of shape "
             f"{list(train.inputs.shape)}; set crop and cutout to 0 and flip to false"
         )
+    side = max(train.inputs.shape[2:], default=0)
+    for name, pixels in (("crop", augment.crop), ("cutout", augment.cutout)):
+        if pixels > side:
+            raise DataError(
+                f"data {source.name!r}: data.augment.{name} must be at most the side of the images, {side} pixels, "
+                f"got {pixels}"
+            )
 
 
 def _listed(classes: list[int]) -> str:

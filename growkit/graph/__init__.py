@@ -10,6 +10,7 @@ from growkit.graph.model_graph import ModelGraph
 from growkit.graph.records import Chain, LiteralChange, Member, Refusal, TensorEdit
 from growkit.graph.rules import rule
 from growkit.graph.sites import Sites, find_sites
+from growkit.graph.tracing import arguments_of
 
 __all__ = [
     "Chain",
@@ -20,6 +21,7 @@ __all__ = [
     "Refusal",
     "Sites",
     "TensorEdit",
+    "arguments_of",
     "find_sites",
     "rule",
 ]

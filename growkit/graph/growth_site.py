@@ -24,6 +24,7 @@ class GrowthSite:
     """One width of a module that can grow; a live view that stays valid after edits.
 
     Attributes:
+        graph: the traced module it belongs to.
         atom: the size that changes, in the algebra of dimensions.
         name: the module (or raw parameter) that first makes the units.
         seed_width: the width when the graph was built.
@@ -33,7 +34,7 @@ class GrowthSite:
     """
 
     def __init__(self, graph: ModelGraph, name: str, atom: Atom, uses: list[Occurrence]):
-        self._graph = graph
+        self.graph = graph
         self.atom = atom
         self._records = list({id(record): record for record, _ in uses}.values())
         self.name = name
@@ -64,12 +65,12 @@ class GrowthSite:
     @property
     def params_per_unit(self) -> int:
         """Parameters (no buffers) that one more unit adds at the present widths."""
-        return self._graph.count_params({self.atom: self.width + 1}) - self._graph.count_params({})
+        return self.graph.count_params({self.atom: self.width + 1}) - self.graph.count_params({})
 
     @property
     def flops_per_unit(self) -> int:
         """Forward FLOPs per sample that one more unit adds at the present widths."""
-        return self._graph.count_flops({self.atom: self.width + 1}) - self._graph.count_flops({})
+        return self.graph.count_flops({self.atom: self.width + 1}) - self.graph.count_flops({})
 
     def tensor_edits(self, num_new: int) -> tuple[TensorEdit, ...]:
         """How each tensor changes when the site grows by `num_new` units.
@@ -83,7 +84,7 @@ class GrowthSite:
     def literal_changes(self, num_new: int) -> tuple[LiteralChange, ...]:
         """The numbers in the user's code that would have to change when the site grows by `num_new` units."""
         sizes = self._grown(num_new)
-        literals = [literal for ctx in self._graph.contexts for literal in ctx.literals]
+        literals = [literal for ctx in self.graph.contexts for literal in ctx.literals]
         changes = [
             LiteralChange(literal.op, size(literal.dim), size(literal.dim, sizes), literal.owners, literal.location)
             for literal in literals

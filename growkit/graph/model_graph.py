@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import networkx as nx
 from torch import nn
@@ -27,10 +28,12 @@ class ModelGraph:
         sites: the widths that can grow, in the order of the forward pass.
         refusals: the other widths, each with its reason.
         unknown_ops: how often each operation occurred for which no rule holds.
+        inputs: the example it was traced with, as positional and keyword arguments.
         path_specialised: True if the forward branches on values, and the graph holds only for the path of the example.
     """
 
-    def __init__(self, model: nn.Module, train: Trace, evaluation: Trace):
+    def __init__(self, model: nn.Module, train: Trace, evaluation: Trace, inputs: tuple[tuple, dict[str, Any]]):
+        self.inputs = inputs
         tensors = tensors_of(model)
         self._owner_types = {name: type(module).__module__ for name, module in model.named_modules()}
         self._trace = train

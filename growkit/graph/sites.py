@@ -12,7 +12,7 @@ from growkit.errors import GrowthRefused, ModelError
 from growkit.graph.growth_site import GrowthSite
 from growkit.graph.model_graph import ModelGraph
 from growkit.graph.records import Refusal
-from growkit.graph.tracing import Example, trace_both_modes
+from growkit.graph.tracing import Example, arguments_of, trace_both_modes
 
 __all__ = ["Sites", "find_sites"]
 
@@ -38,7 +38,7 @@ def find_sites(model: nn.Module, example: Example) -> Sites:
         >>> [(site.name, site.width, site.params_per_unit) for site in sites]
         [('0', 8, 7)]
     """
-    return Sites(ModelGraph(model, *trace_both_modes(model, example)))
+    return Sites(ModelGraph(model, *trace_both_modes(model, example), inputs=arguments_of(example)))
 
 
 class Sites:

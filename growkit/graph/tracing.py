@@ -24,7 +24,7 @@ from torch.fx import Graph, Node
 
 from growkit.errors import ModelError
 
-__all__ = ["Example", "Source", "Trace", "location_of", "owners_of", "trace_both_modes"]
+__all__ = ["Example", "Source", "Trace", "arguments_of", "location_of", "owners_of", "trace_both_modes"]
 
 Example = Tensor | tuple | dict
 """One batch of inputs: a tensor, the tuple of positional arguments, or the dictionary of keyword arguments."""
@@ -73,7 +73,7 @@ def trace_both_modes(model: nn.Module, example: Example) -> tuple[Trace, Trace]:
     Raises:
         ModelError: if the module cannot be traced.
     """
-    args, kwargs = _arguments(example)
+    args, kwargs = arguments_of(example)
     with _untouched(model):
         return _trace(model, args, kwargs, training=True), _trace(model, args, kwargs, training=False)
 
@@ -101,7 +101,12 @@ def _inside_torch(path: str) -> bool:
 _TORCH_FOLDER = torch.__path__[0] + "/"
 
 
-def _arguments(example: Example) -> tuple[tuple, dict[str, Any]]:
+def arguments_of(example: Example) -> tuple[tuple, dict[str, Any]]:
+    """An example as the positional and the keyword arguments of a call.
+
+    Raises:
+        ModelError: it is none of the three kinds.
+    """
     if isinstance(example, Tensor):
         return (example,), {}
     if isinstance(example, dict):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from growkit.device import ComputePolicy
 from growkit.errors import GrowthRefused, SurgeryError, UserInputError
 from growkit.graph import GrowthSite, Refusal, Sites
 from growkit.growth.base import Clock, Extended, GrowthDecision, GrowthRecord, History, Initializer, SiteState
+from growkit.growth.event import GrowthEvent, SiteGrowth, describe_refusals
 from growkit.growth.initializers import build_initializer
 from growkit.growth.plan import GrowthPlan, plan_growth, resolve_targets, select_sites
 from growkit.growth.policy import Policy
@@ -24,13 +25,13 @@ from growkit.surgery import (
     Edit,
     EditRecord,
     Extension,
-    FunctionChange,
     Growth,
     Inputs,
     Observation,
     align_state,
     function_change,
     grow,
+    lookup,
     new_entries,
     observe,
     unsafe_sites,
@@ -38,54 +39,6 @@ from growkit.surgery import (
 )
 
 __all__ = ["GrowthController", "GrowthEvent", "SiteGrowth", "describe_refusals"]
-
-
-@dataclass(frozen=True)
-class SiteGrowth:
-    """What one event did to one site.
-
-    Attributes:
-        initializer, form, reason: how the new units began, and why in that form.
-        facts: the initializer's numbers.
-    """
-
-    site: str
-    old_width: int
-    new_width: int
-    initializer: str
-    form: str
-    reason: str
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class GrowthEvent:
-    """One growth event.
-
-    Attributes:
-        step: after how many optimizer steps.
-        grown: per site what happened.
-        refused: sites given up at this event, with the reason.
-        change: relative change of the outputs in fp32, eval and train mode.
-        change_at_precision: the same under the run's autocast, eval mode; recorded, not gated; None in fp32.
-        loss_before, loss_after: data loss on the growth batch, eval mode.
-        params_before, params_after, flops_before, flops_after: of the model; FLOPs forward per sample.
-        flops_spent: on measuring and verifying. cpu_seconds: of the whole event.
-    """
-
-    step: int
-    grown: tuple[SiteGrowth, ...]
-    refused: tuple[Refusal, ...]
-    change: FunctionChange
-    change_at_precision: float | None
-    loss_before: float
-    loss_after: float
-    params_before: int
-    params_after: int
-    flops_before: int
-    flops_after: int
-    flops_spent: int
-    cpu_seconds: float
 
 
 @dataclass
@@ -121,9 +74,11 @@ class GrowthController:
         self.targets = resolve_targets(self.tracked, self.settings.target)
         self.refusals = list(self.sites.refusals)
         self._watched: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
+        self._open: Edit | None = None  # the edit of the event under way
+        self._flops_verifying = 0  # per sample, of the event under way
 
     def prepare(self, inputs: Inputs) -> None:
-        """Try every site on a copy and give up those that cannot grow safely or that no initializer serves.
+        """Give up sites that are frozen, that no initializer serves, or that on trial on a copy cannot grow safely.
 
         Args:
             inputs: an example batch of at least 2 samples.
@@ -131,6 +86,7 @@ class GrowthController:
         Raises:
             UserInputError: no site is left although growth is wanted.
         """
+        self._give_up([refusal for site in self.tracked if (refusal := _frozen(self.model, site)) is not None])
         unserved = [
             Refusal(site.name, site.width, f"{reason} (growth.fallback names what would serve it)", site.location)
             for site in self.tracked
@@ -164,20 +120,24 @@ class GrowthController:
             SurgeryError: every chosen site would have changed the outputs by more than `growth.tolerance`; nothing is
                 changed.
             GrowthRefused: an initializer cannot do what its settings ask for by name; nothing is changed.
+
+        After any other exception, an interrupt included, nothing is changed either.
         """
         started = time.process_time()
+        with self._all_or_nothing(history):
+            event = self._grow(optimizer, inputs, targets, history)
+        return replace(event, cpu_seconds=time.process_time() - started)
+
+    def _grow(self, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, history: History) -> GrowthEvent:
         decisions = self._decide(history)
         chosen = tuple(self.sites[decision.site] for decision in decisions)
         measurement = Measurement(self.model, self.loss, inputs, targets, chosen)
         extended = {d.site: self._extend(self.sites[d.site], d, measurement) for d in decisions}
         growths = [Growth(self.sites[d.site], d.num_new, Extension(extended[d.site][1].values)) for d in decisions]
         before, params, flops = self._look(inputs, targets), count_params(self.model), self._flops(inputs)
-        edit, refused = self._operate(growths, optimizer, inputs, before)
-        after, records = self._look(inputs, targets), edit.records
-        self.edits += records
-        history.growths.append(GrowthRecord(history.step, {r.site: (r.old_width, r.new_width) for r in records}))
-        self._watched = new_entries(self.model, edit)
-        return GrowthEvent(
+        edit, refused = self._operate(growths, optimizer, inputs, before, flops)
+        after, records, grown_flops = self._look(inputs, targets), edit.records, self._flops(inputs)
+        event = GrowthEvent(
             step=history.step,
             grown=tuple(_describe(record, *extended[record.site]) for record in records),
             refused=tuple(refused),
@@ -188,11 +148,36 @@ class GrowthController:
             params_before=params,
             params_after=count_params(self.model),
             flops_before=flops,
-            flops_after=self._flops(inputs),
+            flops_after=grown_flops,
             flops_spent=len(targets)
-            * ((measurement.forwards + before.forwards) * flops + after.forwards * self._flops(inputs)),
-            cpu_seconds=time.process_time() - started,
+            * ((measurement.forwards + before.forwards) * flops + self._flops_verifying + after.forwards * grown_flops),
+            cpu_seconds=0.0,
         )
+        self._watched = new_entries(self.model, edit)
+        self.edits += records
+        history.growths.append(GrowthRecord(history.step, {r.site: (r.old_width, r.new_width) for r in records}))
+        return event
+
+    @contextmanager
+    def _all_or_nothing(self, history: History) -> Iterator[None]:
+        """Put back all that an event changes if it does not come to its end, whatever stopped it."""
+        self._open, self._flops_verifying = None, 0
+        widths = [(site, site.width) for site in self.sites]
+        refusals, tracked, watched = list(self.refusals), list(self.tracked), self._watched
+        edits, growths = len(self.edits), len(history.growths)
+        try:
+            yield
+        except BaseException:
+            self._take_back()
+            for site, width in widths:  # copies that were measured share the sites
+                site.resize(width)
+            del self.edits[edits:], history.growths[growths:]
+            self.refusals, self.tracked, self._watched = refusals, tracked, watched
+            raise
+
+    def _take_back(self) -> None:
+        if self._open is not None and not self._open.undone:
+            self._open.undo()
 
     def first_step_gradients(self) -> dict[str, float]:
         """Gradient norm of each freshly grown site's new entries; asked after the first backward pass, then empty."""
@@ -238,42 +223,48 @@ class GrowthController:
             return self.fallback.name, replace(extended, reason=f"fallback, for {refused}")
 
     def _operate(
-        self, growths: list[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look
+        self, growths: list[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look, flops: int
     ) -> tuple[Edit, list[Refusal]]:
         """All sites at once; if that changes the outputs, one more at a time, giving up those that do."""
-        outcome = first = self._verified(growths, optimizer, inputs, before)
+        outcome = first = self._verified(growths, optimizer, inputs, before, flops)
         if isinstance(outcome, Edit):
             return outcome, []
         kept, refused = [], []
         for growth in growths:
             # together with those before it, not after them: the new slices are made for the shapes before the event
-            outcome = self._verified([*kept, growth], optimizer, inputs, before)
+            outcome = self._verified([*kept, growth], optimizer, inputs, before, flops)
             if isinstance(outcome, Edit):
-                outcome.undo()
+                self._take_back()
                 kept.append(growth)
             else:
                 refused.append(Refusal(growth.site.name, growth.site.width, outcome, growth.site.location))
         if not kept:
             raise SurgeryError(f"the growth event was rolled back, for {first}\n{describe_refusals(refused)}")
-        edit = self._verified(kept, optimizer, inputs, before)
+        edit = self._verified(kept, optimizer, inputs, before, flops)
         assert isinstance(edit, Edit), "it was verified a moment ago"
         self._give_up(refused)
         return edit, refused
 
     def _verified(
-        self, growths: Sequence[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look
+        self, growths: Sequence[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look, flops: int
     ) -> Edit | str:
-        edit = grow(self.model, growths, optimizer=optimizer)
+        graph_flops = self.sites.graph.flops()
+        try:
+            self._open = grow(self.model, growths, optimizer=optimizer)
+        except SurgeryError as error:
+            return f"surgery cannot widen it: {error}"
+        # one pass in eval and one in train mode; what the graph leaves out does not change with the widths
+        self._flops_verifying += 2 * (flops + self.sites.graph.flops() - graph_flops)
         try:
             self.compute.place(self.model)
             align_state(optimizer)
             change = function_change(before.observation, observe(self.model, inputs))
         except Exception as error:  # the model's own code may fail in any way at a width it did not expect
-            edit.undo()
+            self._take_back()
             return f"the model fails at its new width: {type(error).__name__}: {error}"
         if change.worst <= self.settings.tolerance:
-            return edit
-        edit.undo()
+            return self._open
+        self._take_back()
         return (
             f"it changed the outputs by {change.worst:.2e} of their size, "
             f"more than growth.tolerance {self.settings.tolerance:g}"
@@ -308,14 +299,18 @@ def _eval_change(before: list[Tensor], after: list[Tensor] | None) -> float:
     return function_change(Observation(before, []), Observation(after, [])).eval
 
 
+def _frozen(model: nn.Module, site: GrowthSite) -> Refusal | None:
+    """A refusal for a site with a frozen weight: new units in it would never train. Biases may be frozen."""
+    ends = {m.names[0]: lookup(model, m.names[0], m.kind) for m in (*site.producers, *site.consumers)}
+    weights = {name: tensor for name, tensor in ends.items() if tensor.dim() > 1} or ends
+    frozen = [name for name, weight in weights.items() if not weight.requires_grad]
+    if not frozen:
+        return None
+    reason = f"its weights are frozen (requires_grad=False), so new units would not train: {', '.join(frozen)}"
+    return Refusal(site.name, site.width, reason, site.location)
+
+
 def _describe(record: EditRecord, initializer: str, extended: Extended) -> SiteGrowth:
     return SiteGrowth(
         record.site, record.old_width, record.new_width, initializer, extended.form, extended.reason, extended.facts
-    )
-
-
-def describe_refusals(refusals: Sequence[Refusal]) -> str:
-    """One line per refused width: name, width, reason, where."""
-    return "\n".join(
-        f"  {r.name} (width {r.width}): {r.reason}" + (f", at {r.location}" if r.location else "") for r in refusals
     )

@@ -38,6 +38,13 @@ def build_model(settings: ModelSettings, input_shape: tuple[int, ...], num_outpu
     Raises:
         ModelError: the model does not take such inputs, or a user's callable cannot be imported or called.
     """
+    try:
+        return _build(settings, input_shape, num_outputs)
+    except (RuntimeError, MemoryError) as error:  # torch's word for no memory left is RuntimeError
+        raise ModelError(f"model {settings.name!r} cannot be built: {error}") from error  # type: ignore[attr-defined]
+
+
+def _build(settings: ModelSettings, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     match settings:
         case MlpSettings():
             return MLP(settings, input_shape, num_outputs)
@@ -58,7 +65,7 @@ def _call(settings: CallableModelSettings) -> nn.Module:
     make = _find(settings.name)
     try:
         model = make(**settings.args)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ModelError(f"model {settings.name!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {settings.name!r} must return a torch.nn.Module, got {type(model).__name__}")
@@ -69,7 +76,7 @@ def _find(name: str) -> Any:
     module_name, _, path = name.partition(":")
     try:
         found = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
         raise ModelError(
             f"model {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}; is its folder on "
             "PYTHONPATH?"

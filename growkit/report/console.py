@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from growkit.growth.base import EpochRecord
-from growkit.growth.controller import GrowthEvent
+from growkit.growth.controller import GrowthEvent, describe_refusals
 from growkit.report.observer import Observer, RunFacts
 
 __all__ = ["ConsoleReport", "human", "summary_lines"]
@@ -29,6 +29,13 @@ def human(count: float) -> str:
     return f"{rounded:.0f}"
 
 
+class _Terminal(Console):
+    """rich's console ends the process when its pipe is closed; a run goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError("its pipe was closed")
+
+
 class ConsoleReport(Observer):
     """Prints a run for a person.
 
@@ -36,8 +43,10 @@ class ConsoleReport(Observer):
         console: rich's; tests pass one that records.
     """
 
+    only_shows = True
+
     def __init__(self, console: Console | None = None):
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console or _Terminal(highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._facts: RunFacts | None = None
@@ -120,6 +129,9 @@ class ConsoleReport(Observer):
         self.close()
         self._print(f"interrupted after step {step}; what was logged is kept")
 
+    def failed(self, step: int, message: str) -> None:
+        self.close()  # the command line prints the message
+
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
@@ -151,11 +163,9 @@ def _growth_line(facts: RunFacts) -> str:
 
 def _refusal_lines(facts: RunFacts) -> list[str]:
     """Widths that stay, each with its reason; a long list is cut, and says so."""
-    shown = facts.refusals[:MOST_REFUSALS]
-    lines = [f"stays     {refusal.name} (width {refusal.width}): {refusal.reason}" for refusal in shown]
-    if len(facts.refusals) > len(shown):
-        lines.append(f"stays     {len(facts.refusals) - len(shown)} more; --dry-run lists all")
-    return lines
+    every = list(dict.fromkeys(f"stays     {line.strip()}" for line in describe_refusals(facts.refusals).splitlines()))
+    more = len(every) - MOST_REFUSALS
+    return every[:MOST_REFUSALS] + ([f"stays     {more} more; --dry-run lists all"] if more > 0 else [])
 
 
 def summary_lines(result: Mapping[str, Any]) -> list[str]:
@@ -176,7 +186,8 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
         f"after {result['events']} growth events",
         f"cost      {human(result['train_flops'])}FLOPs of training, "
         f"{human(sum(result['other_flops'].values()))}FLOPs of growth and evaluation",
-        f"time      {result['cpu_seconds']:.1f} CPU-seconds, {result['wall_seconds']:.1f} s",
+        f"time      {result['cpu_seconds']:.1f} CPU-seconds, "
+        f"{result['process_cpu_seconds']:.1f} with the program's start; {result['wall_seconds']:.1f} s",
         f"files     {folder}" if folder else "files     none written",
         f"next      tensorboard --logdir {folder}/tb" if folder else "next      pass root= to keep a run folder",
     ]

@@ -28,6 +28,7 @@ class JsonLines(Observer):
     def __init__(self, stream: TextIO, *, keep_open: bool = False):
         self._stream = stream
         self._keep_open = keep_open
+        self.only_shows = keep_open  # somebody else's stream, such as standard output
 
     def _write(self, kind: str, **facts: Any) -> None:
         record = {"version": EVENTS_VERSION, "time": round(time.time(), 3), "event": kind, **facts}
@@ -69,6 +70,9 @@ class JsonLines(Observer):
 
     def interrupted(self, step: int) -> None:
         self._write("interrupted", step=step)
+
+    def failed(self, step: int, message: str) -> None:
+        self._write("failed", step=step, message=message)
 
     def close(self) -> None:
         if not self._keep_open:

@@ -32,11 +32,12 @@ class RunFolder(Observer):
 
     def __init__(self, root: str | Path, name: str):
         self.path = _make(Path(root) / name)
+        self.problem: str | None = None  # what went wrong without harm
 
     def started(self, facts: RunFacts) -> None:
         self._write("config.yaml", dump_config(facts.config))
         self._write("env.json", to_json({**facts.environment, "data": facts.data}, indent=2) + "\n")
-        _point_latest(self.path)
+        self.problem = _point_latest(self.path)
 
     def finished(self, result: Mapping[str, Any]) -> None:
         self._write("result.json", to_json(result, indent=2) + "\n")
@@ -73,9 +74,13 @@ def check_writable(root: str | Path) -> None:
     Raises:
         UserInputError: `root` or its nearest existing parent is not a folder that can be written.
     """
-    existing = Path(root).absolute()
-    while not existing.exists() and not existing.is_symlink():
-        existing = existing.parent
+    try:
+        existing = Path(root).absolute()
+        os.path.realpath(existing, strict=False)  # raises where exists() would only say no
+        while not existing.exists() and not existing.is_symlink():
+            existing = existing.parent
+    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+        raise UserInputError(f"run.root must be a folder that can be made, got {str(root)!r:.120}: {error}") from error
     if not existing.is_dir():
         raise UserInputError(f"run.root must be a folder, got {root}: {existing} is a file; choose another run.root")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -112,10 +117,13 @@ def _make(parent: Path) -> Path:
     raise UserInputError(f"no free name for a run folder in {parent}")
 
 
-def _point_latest(path: Path) -> None:
+def _point_latest(path: Path) -> str | None:
+    """Point `latest` at a run folder; says why where that cannot be done, the folder's own name being no less new."""
     link, temporary = path.parent / "latest", path.parent / f".latest-{path.name}"
     try:
         temporary.symlink_to(path.name)
         temporary.replace(link)
-    except OSError:  # file systems without symbolic links: the folder's own name still says which is newest
+    except OSError as error:  # a file system without symbolic links, or a folder of that name
         temporary.unlink(missing_ok=True)
+        return f"{link} does not point at this run: {error.strerror}"
+    return None

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from growkit.config import Config
+from growkit.errors import TrainingError
 from growkit.graph import Refusal
 from growkit.growth.base import EpochRecord
 from growkit.growth.controller import GrowthEvent
@@ -44,7 +45,12 @@ class RunFacts:
 
 
 class Observer:
-    """Base of all observers: each method is one thing that happens, and does nothing here."""
+    """Base of all observers: each method is one thing that happens, and does nothing here.
+
+    only_shows: whether nothing is lost if the observer fails, because it keeps nothing.
+    """
+
+    only_shows: bool = False
 
     def started(self, facts: RunFacts) -> None:
         """The run is about to train."""
@@ -70,12 +76,19 @@ class Observer:
     def interrupted(self, step: int) -> None:
         """The user stopped the run after `step` steps."""
 
+    def failed(self, step: int, message: str) -> None:
+        """The run ended after `step` steps, for the reason in `message`."""
+
     def close(self) -> None:
         """Nothing more will come."""
 
 
 class Reporter(Observer):
-    """Passes everything on to several observers; a context manager that closes them."""
+    """Passes everything on to several observers; a context manager that closes them.
+
+    An observer that only shows (`only_shows`) may fail, as when the pipe it prints to is closed: it is dropped, the
+    others are told, and the run goes on. Any other failure to write ends the run.
+    """
 
     def __init__(self, observers: Sequence[Observer]):
         self._observers = list(observers)
@@ -88,37 +101,42 @@ class Reporter(Observer):
     ) -> None:
         self.close()
 
+    def _tell(self, what: str, *facts: Any) -> None:
+        for observer in list(self._observers):
+            try:
+                getattr(observer, what)(*facts)
+            except OSError as error:
+                if not observer.only_shows:
+                    raise TrainingError(f"the run folder must stay writable, but {error}") from error
+                self._observers.remove(observer)
+                self.warned(f"{type(observer).__name__} cannot print any more ({error}); the run goes on")
+
     def started(self, facts: RunFacts) -> None:
-        for observer in self._observers:
-            observer.started(facts)
+        self._tell("started", facts)
 
     def step(self, step: int) -> None:
-        for observer in self._observers:
-            observer.step(step)
+        self._tell("step", step)
 
     def epoch(self, record: EpochRecord, widths: Mapping[str, int]) -> None:
-        for observer in self._observers:
-            observer.epoch(record, widths)
+        self._tell("epoch", record, widths)
 
     def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
-        for observer in self._observers:
-            observer.growth(event, widths, train_flops)
+        self._tell("growth", event, widths, train_flops)
 
     def new_units(self, step: int, gradient_norms: Mapping[str, float]) -> None:
-        for observer in self._observers:
-            observer.new_units(step, gradient_norms)
+        self._tell("new_units", step, gradient_norms)
 
     def warned(self, message: str) -> None:
-        for observer in self._observers:
-            observer.warned(message)
+        self._tell("warned", message)
 
     def finished(self, result: Mapping[str, Any]) -> None:
-        for observer in self._observers:
-            observer.finished(result)
+        self._tell("finished", result)
 
     def interrupted(self, step: int) -> None:
-        for observer in self._observers:
-            observer.interrupted(step)
+        self._tell("interrupted", step)
+
+    def failed(self, step: int, message: str) -> None:
+        self._tell("failed", step, message)
 
     def close(self) -> None:
         with ExitStack() as stack:  # each is closed even if another fails

@@ -60,7 +60,7 @@ def _sizes(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
         tensor = weight if weight is not None else module.running_mean
         return {} if tensor is None else {"num_features": tensor.shape[0]}
     if isinstance(module, nn.RNNBase):
-        return {"input_size": module.weight_ih_l0.shape[1]}
+        return {"input_size": module.get_parameter("weight_ih_l0").shape[1]}
     if weight is None:
         return {}
     if isinstance(module, nn.Linear):

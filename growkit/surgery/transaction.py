@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from growkit.errors import GrowthRefused, SurgeryError, UserInputError
 from growkit.graph import GrowthSite, TensorEdit
@@ -55,6 +56,12 @@ class Edit:
         self.records = records
         self._log: _UndoLog | None = log
         self._shapes = [(tensor, tensor.shape) for tensor, _, _ in log.tensors]
+        self._begun = False
+
+    @property
+    def undone(self) -> bool:
+        """Whether it has been taken back."""
+        return self._log is None
 
     @property
     def record(self) -> EditRecord:
@@ -66,13 +73,17 @@ class Edit:
     def undo(self) -> None:
         """Restore, in place, every tensor, attribute, optimizer state and site width that the edit changed.
 
+        Optimizer state that came up only after the edit, for a parameter that the edit changed, starts anew: it has the
+        wrong shape. An undo that was interrupted may be asked for again.
+
         Raises:
             SurgeryError: the edit was undone already, or a later edit of the same tensors was not.
         """
         if self._log is None:
             raise SurgeryError("an edit can be undone once, and this one has been")
-        if any(tensor.shape != shape for tensor, shape in self._shapes):
+        if not self._begun and any(tensor.shape != shape for tensor, shape in self._shapes):
             raise SurgeryError("edits are undone last first, and a later one changed the same tensors; undo that first")
+        self._begun = True
         self._log.roll_back()
         self._log = None
 
@@ -95,18 +106,38 @@ class _UndoLog:
         self.attributes += changes
         set_attributes(self.model, changes)
 
+    def remember(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
+        # copies: an optimizer counts its steps in place
+        state = pytree.tree_map_only(Tensor, Tensor.clone, dict(optimizer.state.get(parameter, {})))
+        self.states.append((optimizer, parameter, state if parameter in optimizer.state else None))
+
     def roll_back(self) -> None:
+        try:
+            self._restore()
+        except BaseException:  # an interrupt on the way: all of it once more, for half an edit is worse than a delay
+            self._restore()
+            raise
+
+    def _restore(self) -> None:
         for tensor, values, gradient in reversed(self.tensors):
             replace_data(tensor, values)
             tensor.grad = gradient
         for optimizer, parameter, state in reversed(self.states):
             if state is None:
-                optimizer.state.pop(parameter, None)
+                _forget(optimizer, parameter)
             else:
                 optimizer.state[parameter] = state
         restore_attributes(self.model, self.attributes)
         for site, width in reversed(self.widths):
             site.resize(width)
+
+
+def _forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
+    """Drop the state that came up after an edit, the parameter having its old shape again."""
+    dropped = optimizer.state.pop(parameter, {})
+    if isinstance(optimizer, torch.optim.SGD) and dropped.get("momentum_buffer") is not None:
+        # torch's fused SGD fails where some of its parameters have momentum and others none yet; 0 is the same as none
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.data)
 
 
 def lookup(model: nn.Module, name: str, kind: str) -> Tensor:
@@ -135,12 +166,12 @@ def grow(model: nn.Module, growths: Sequence[Growth], *, optimizer: torch.optim.
     try:
         for growth in growths:
             records.append(_widen(model, growth, optimizer, log, since))
-    except Exception as error:
+        return Edit(records, log)
+    except BaseException as error:  # also an interrupt: a model is never left half-edited
         log.roll_back()
-        if isinstance(error, SurgeryError | GrowthRefused):
+        if isinstance(error, SurgeryError | GrowthRefused) or not isinstance(error, Exception):
             raise
         raise SurgeryError(f"widening failed and was rolled back: {type(error).__name__}: {error}") from error
-    return Edit(records, log)
 
 
 def _refuse_wrappers(model: nn.Module) -> None:
@@ -219,9 +250,9 @@ def _resize(
             _place(values, extension.values[name, dim], name, dim, edit.index_maps, since)
             fill = "extension"
     log.replace(tensor, values)
-    if optimizer is not None and isinstance(tensor, nn.Parameter) and _remembers(optimizer, tensor):
-        state = optimizer.state.get(tensor)
-        log.states.append((optimizer, tensor, None if state is None else dict(state)))
+    if optimizer is not None and isinstance(tensor, nn.Parameter) and _holds(optimizer, tensor):
+        # also where there is no state yet: what comes up later has the new shape, and undo must drop it
+        log.remember(optimizer, tensor)
         grow_state(optimizer, tensor, old.shape, edit.index_maps)
     for dim, index in enumerate(edit.index_maps):
         if index is not None:
@@ -229,11 +260,8 @@ def _resize(
     return TensorChange(edit.names, edit.kind, tuple(old.shape), edit.index_maps, fill)
 
 
-def _remembers(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> bool:
-    """Whether the optimizer holds something of a parameter; one with its own way of resizing may hold it anywhere."""
-    return parameter in optimizer.state or (
-        hasattr(optimizer, "resize_state") and any(p is parameter for g in optimizer.param_groups for p in g["params"])
-    )
+def _holds(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> bool:
+    return parameter in optimizer.state or any(p is parameter for g in optimizer.param_groups for p in g["params"])
 
 
 def _place(
@@ -273,7 +301,7 @@ def replay(model: nn.Module, records: Sequence[EditRecord]) -> None:
     try:
         for record in records:
             _replay_one(record, log)
-    except Exception:
+    except BaseException:
         log.roll_back()
         raise
 

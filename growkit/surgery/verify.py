@@ -171,15 +171,23 @@ def unsafe_sites(
         tolerance: largest relative change of an fp32 output taken for rounding.
 
     Returns:
-        A refusal for each site that fails, with the reason.
+        A refusal for each site that fails, alone or together with those before it that are kept, with the reason.
     """
     trial = _Trial(_perturbed_copy(model), inputs, tolerance)
     refusals: list[Refusal] = []
-    safe = _safe_part(trial, list(sites), refusals)
-    while safe and (reason := trial.failure(safe)) is not None:
-        # each half was safe alone, together they are not: give up the last site and say so
-        site = safe.pop()
-        refusals.append(_refusal(site, f"it cannot grow together with the other sites: {reason}"))
+    candidates = list(sites)
+    safe = _safe_part(trial, candidates, refusals)
+    if safe is candidates or trial.failure(safe) is None:
+        return refusals
+    # each part was safe alone, together they are not: from the first on, keep what is safe with those kept before it
+    kept: list[GrowthSite] = []
+    for site in safe:
+        reason = trial.failure([*kept, site])
+        if reason is None:
+            kept.append(site)
+        else:
+            names = ", ".join(other.name for other in kept)
+            refusals.append(_refusal(site, f"it cannot grow at the same events as {names or 'others'}: {reason}"))
     return refusals
 
 
@@ -217,6 +225,7 @@ class _Trial:
         New units that happen to be silent on the whole batch, as those of a ReLU may be, prove nothing: others are
         drawn before the trial says that they cannot learn or cannot be checked.
         """
+        reason: str | None = None
         for draw in range(DRAWS):
             reason = self._attempt(sites, draw)
             if reason not in (UNREACHED, CANNOT_TELL):

@@ -1,0 +1,67 @@
+"""What a growth event did, on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from growkit.graph import Refusal
+from growkit.surgery import FunctionChange
+
+__all__ = ["GrowthEvent", "SiteGrowth", "describe_refusals"]
+
+
+@dataclass(frozen=True)
+class SiteGrowth:
+    """What one event did to one site.
+
+    Attributes:
+        initializer, form, reason: how the new units began, and why in that form.
+        facts: the initializer's numbers.
+    """
+
+    site: str
+    old_width: int
+    new_width: int
+    initializer: str
+    form: str
+    reason: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GrowthEvent:
+    """One growth event.
+
+    Attributes:
+        step: after how many optimizer steps.
+        grown: per site what happened.
+        refused: sites given up at this event, with the reason.
+        change: relative change of the outputs in fp32, eval and train mode.
+        change_at_precision: the same under the run's autocast, eval mode; recorded, not gated; None in fp32.
+        loss_before, loss_after: data loss on the growth batch, eval mode.
+        params_before, params_after, flops_before, flops_after: of the model; FLOPs forward per sample.
+        flops_spent: on measuring and verifying. cpu_seconds: of the whole event.
+    """
+
+    step: int
+    grown: tuple[SiteGrowth, ...]
+    refused: tuple[Refusal, ...]
+    change: FunctionChange
+    change_at_precision: float | None
+    loss_before: float
+    loss_after: float
+    params_before: int
+    params_after: int
+    flops_before: int
+    flops_after: int
+    flops_spent: int
+    cpu_seconds: float
+
+
+def describe_refusals(refusals: Sequence[Refusal]) -> str:
+    """One line per refused width: name, width, reason, where."""
+    return "\n".join(
+        f"  {r.name} (width {r.width}): {r.reason}" + (f", at {r.location}" if r.location else "") for r in refusals
+    )

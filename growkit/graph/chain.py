@@ -15,8 +15,8 @@ __all__ = ["find_chain"]
 DENSE = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 
 UNIT_BY_UNIT = frozenset({
-    "batch_norm", "leaky_relu", "dropout", "dropout_", "feature_dropout", "alpha_dropout", "gelu", "relu6", "clone", "contiguous",
-    "silu", "selu", "selu_", "softsign", "to", "_to_copy", "alias", "detach",
+    "batch_norm", "leaky_relu", "dropout", "dropout_", "feature_dropout", "alpha_dropout", "gelu", "relu6", "clone",
+    "contiguous", "silu", "selu", "selu_", "softsign", "to", "_to_copy", "alias", "detach",
 })  # fmt: skip
 """Operations besides those that torch tags as pointwise."""
 

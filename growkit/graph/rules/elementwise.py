@@ -20,8 +20,8 @@ KEEP_ZEROS = SCALES | {"neg", "abs", "to", "_to_copy", "type_as", "clone", "cont
 @rule(
     "pointwise", "_to_copy", "alpha_dropout", "bernoulli_", "celu_", "clamp", "clone", "contiguous", "copy_",
     "detach", "detach_", "dropout", "dropout_", "elu_", "empty_like", "feature_alpha_dropout",
-    "feature_dropout", "fill_", "full_like", "gelu", "gelu_", "hardswish_", "hardtanh_", "leaky_relu", "leaky_relu_", "lerp",
-    "lift_fresh_copy", "log_sigmoid", "masked_fill", "masked_fill_", "max.other", "min.other", "mish_",
+    "feature_dropout", "fill_", "full_like", "gelu", "gelu_", "hardswish_", "hardtanh_", "leaky_relu", "leaky_relu_",
+    "lerp", "lift_fresh_copy", "log_sigmoid", "masked_fill", "masked_fill_", "max.other", "min.other", "mish_",
     "nan_to_num", "native_dropout", "normal_", "ones_like", "positive", "rand_like", "randn_like", "relu6",
     "relu6_", "rrelu", "rrelu_", "rsub", "selu", "selu_", "silu_", "softsign", "square", "threshold_", "to",
     "type_as", "uniform_", "where", "zero_", "zeros_like",

@@ -327,7 +327,8 @@ def pad(old: Tensor, like: Tensor, index_maps: tuple[IndexMap | None, ...]) -> T
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 @pytest.mark.parametrize("name", ["flatten to linear", "conv and batch norm"])
 def test_optimizer_state_is_carried_and_training_goes_on(name: str, optimizer_name: str, fused: bool) -> None:
-    model, sites, x = fresh(name)
+    # float64: the gradient of a bias before batch norm is rounding alone, which Adam would blow up to a step in float32
+    model, sites, x = fresh(name, torch.float64)
     make = OPTIMIZERS[optimizer_name]
     optimizer = make(model.parameters(), fused)
     train(model, optimizer, x, 3)
@@ -348,7 +349,7 @@ def test_optimizer_state_is_carried_and_training_goes_on(name: str, optimizer_na
     train(model, optimizer, x, 3)
     train(twin, reference, x, 3)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.allclose(p, q, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(p, q, rtol=1e-9, atol=1e-10)
 
 
 class Counting(torch.optim.SGD):

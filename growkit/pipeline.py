@@ -90,6 +90,10 @@ def run(
         return progress.conclude()
 
 
+# CPU-seconds of children that ended before this program began: a shell that hands its process on leaves its own behind
+_INHERITED = sum(os.times()[2:4])
+
+
 @dataclass(frozen=True)
 class _Clock:
     """CPU-seconds of this process and its children, and wall seconds, since it was made."""
@@ -222,7 +226,7 @@ class _Progress:
             "other_flops": dict(self.cost.other),
             "planned_train_flops": parts.planned_flops,
             "cpu_seconds": self.started.cpu_seconds(),
-            "process_cpu_seconds": round(sum(os.times()[:4]), 3),
+            "process_cpu_seconds": round(sum(os.times()[:4]) - _INHERITED, 3),
             "wall_seconds": self.started.wall_seconds(),
             "steps": parts.trainer.step,
             "epochs": parts.trainer.epoch,

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from growkit.api import Grown, grow, widen
+    from growkit.api import Grown, grow, verify_sites, widen
     from growkit.checkpoint import load
     from growkit.config import Config, load_config
     from growkit.errors import (
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
         TrainingError,
         UserInputError,
     )
-    from growkit.graph import GrowthSite, Refusal, Sites, find_sites
+    from growkit.graph import DepthPlace, GrowthSite, Places, Refusal, Sites, find_places, find_sites
     from growkit.pipeline import RunResult, run
+    from growkit.surgery import deepen
 
 __version__ = "0.1.0.dev0"
 
@@ -31,32 +32,38 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataError",
+    "DepthPlace",
     "GrowkitError",
     "Grown",
     "GrowthRefused",
     "GrowthSite",
     "ModelError",
+    "Places",
     "Refusal",
     "RunResult",
     "Sites",
     "SurgeryError",
     "TrainingError",
     "UserInputError",
+    "deepen",
+    "find_places",
     "find_sites",
     "grow",
     "load",
     "load_config",
     "run",
+    "verify_sites",
     "widen",
 ]
 
 _HOMES = {
-    "growkit.api": ("Grown", "grow", "widen"),
+    "growkit.api": ("Grown", "grow", "verify_sites", "widen"),
     "growkit.checkpoint": ("load",),
     "growkit.config": ("Config", "load_config"),
     "growkit.errors": tuple(name for name in __all__ if name.endswith(("Error", "Refused"))),
-    "growkit.graph": ("GrowthSite", "Refusal", "Sites", "find_sites"),
+    "growkit.graph": ("DepthPlace", "GrowthSite", "Places", "Refusal", "Sites", "find_places", "find_sites"),
     "growkit.pipeline": ("RunResult", "run"),
+    "growkit.surgery": ("deepen",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -18,17 +18,18 @@ from growkit.config.growth import RandomSettings, ZeroSettings
 from growkit.config.models import LiveModelSettings
 from growkit.data import data_from_user
 from growkit.errors import GrowthRefused, ModelError, SurgeryError, UserInputError
-from growkit.graph import GrowthSite, arguments_of
+from growkit.graph import GrowthSite, Sites, arguments_of
 from growkit.growth.base import History
 from growkit.growth.controller import GrowthEvent
 from growkit.growth.initializers import build_initializer
 from growkit.growth.statistics import Measurement
 from growkit.pipeline import Stage, run
 from growkit.report import Observer
-from growkit.surgery import Edit, Extension, Growth, Inputs, Observation, function_change, observe
+from growkit.surgery import Edit, Extension, Growth, Inputs, Observation, Verdict, function_change, observe
 from growkit.surgery import grow as operate
+from growkit.surgery import verify_sites as try_out
 
-__all__ = ["Grown", "grow", "widen"]
+__all__ = ["Grown", "grow", "verify_sites", "widen"]
 
 
 @dataclass(frozen=True)
@@ -201,10 +202,11 @@ def widen(
         )
     if isinstance(num_new, bool) or not isinstance(num_new, int) or num_new < 1:
         raise GrowthRefused(f"{site.name} must grow by a whole number of units >= 1, got {num_new!r}")
-    nothing = Measurement(model, _no_loss, Inputs(), torch.empty(0), (site,))
-    extended = build_initializer(settings).extend(site, num_new, nothing, torch.Generator().manual_seed(seed))
     inputs = _example_of(model, site, example)
     before = _first_look(model, inputs)
+    site = _tried(model, site, inputs)
+    nothing = Measurement(model, _no_loss, Inputs(), torch.empty(0), (site,))
+    extended = build_initializer(settings).extend(site, num_new, nothing, torch.Generator().manual_seed(seed))
     edit: Edit | None = None
     try:
         edit = operate(model, [Growth(site, num_new, Extension(extended.values))], optimizer=optimizer)
@@ -223,6 +225,56 @@ def widen(
             "the forward, or compare on another batch with example="
         ) from error
     return edit
+
+
+def verify_sites(
+    model: nn.Module, sites: Sites | Sequence[GrowthSite], *, example: Tensor | tuple | dict | None = None
+) -> Verdict:
+    """Try sites out on a perturbed copy of `model`, and join those that can only grow together.
+
+    Args:
+        model: the module the sites were found in; it stays as it is.
+        sites: from `growkit.find_sites(model, example)`.
+        example: a batch to compare the outputs on; None takes the one the sites were found with.
+
+    Returns:
+        `.sites` that may grow (joint ones take the place of their parts), `.refusals` of the others with the reason,
+        `.worst`, the largest change of an output relative to the largest output when all grew together, and `.control`,
+        that change when the same edit was wrong on purpose.
+
+    Raises:
+        ModelError: the model does not run on the example, or gives outputs that are not finite.
+
+    Example:
+        >>> import growkit
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> verdict = growkit.verify_sites(model, growkit.find_sites(model, torch.randn(3, 4)))
+        >>> [site.name for site in verdict.sites], verdict.worst < 1e-5 < verdict.control
+        (['0'], True)
+    """
+    candidates = list(sites)
+    if not candidates:
+        return try_out(model, [], Inputs())
+    return try_out(model, candidates, _example_of(model, candidates[0], example))
+
+
+def _tried(model: nn.Module, site: GrowthSite, inputs: Inputs) -> GrowthSite:
+    """The site after a trial on a perturbed copy, which is made once.
+
+    Raises:
+        SurgeryError: the trial shows that the function would change, or that the model fails at another width.
+    """
+    if site.settled:
+        return site
+    verdict = try_out(model, [site], inputs)
+    if verdict.sites:
+        return verdict.sites[0]
+    place = f" ({site.location})" if site.location else ""
+    raise SurgeryError(
+        f"{site.name!r}{place} cannot be widened: {verdict.refusals[0].reason}; look for its width {site.width} in the "
+        "forward. Sites that can only grow together are found by growkit.verify_sites(model, sites)"
+    )
 
 
 def _example_of(model: nn.Module, site: GrowthSite, example: Tensor | tuple | dict | None) -> Inputs:

@@ -28,7 +28,7 @@ from growkit.errors import UserInputError
 from growkit.models import build_model
 from growkit.report import write_atomically
 from growkit.rng import isolated
-from growkit.surgery import EditRecord, lookup, replay
+from growkit.surgery import Record, edited_buffers, lookup, record_from_json, replay
 
 __all__ = ["ARCHITECTURE_VERSION", "Architecture", "load", "load_model", "save_model"]
 
@@ -52,7 +52,7 @@ class Architecture:
     input_shape: tuple[int, ...]
     num_outputs: int
     channels_last: bool
-    edits: Sequence[EditRecord]
+    edits: Sequence[Record]
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, with a version field (docs/formats.md)."""
@@ -82,7 +82,7 @@ class Architecture:
             )
         try:
             seed = None if record["seed"] is None else TypeAdapter(AnyModel).validate_python(record["seed"])
-            edits = tuple(EditRecord.from_json(edit) for edit in record["edits"])
+            edits = tuple(record_from_json(edit) for edit in record["edits"])
             shape = tuple(record["input_shape"])
             return cls(seed, record["seed_class"], shape, record["num_outputs"], record["channels_last"], edits)
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
@@ -94,10 +94,11 @@ class Architecture:
 def save_model(folder: Path, model: nn.Module, architecture: Architecture) -> None:
     """Write `weights.safetensors` and `architecture.json` into `folder`, each whole or not at all.
 
-    The weights are the model's state, and with it any buffer that growth has widened, also a non-persistent one.
+    The weights are the model's state, and with it any buffer that an edit has widened or brought, also a non-persistent
+    one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {**model.state_dict(), **_widened_buffers(model, architecture)}
+    state = {**model.state_dict(), **_edited_buffers(model, architecture)}
     # a copy each: safetensors refuses tensors that share memory, as tied weights do
     weights = write_tensors({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
     record = {**architecture.to_json(), "weights_sha256": hashlib.sha256(weights).hexdigest()}
@@ -191,16 +192,15 @@ def _restore(model: nn.Module, architecture: Architecture, tensors: dict[str, Te
         lay_channels_last(model)
 
 
-def _widened_buffers(model: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
-    """Buffers that edits changed, by name: a state dict leaves out those that are not persistent."""
-    changes = [change for edit in architecture.edits for change in edit.tensors if change.kind == "buffer"]
-    return {name: lookup(model, name, "buffer") for change in changes for name in change.names}
+def _edited_buffers(model: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+    """Buffers that edits changed or brought, by name: a state dict leaves out those that are not persistent."""
+    return {name: lookup(model, name, "buffer") for name in edited_buffers(architecture.edits)}
 
 
 @torch.no_grad()
 def _fill(model: nn.Module, architecture: Architecture, tensors: dict[str, Tensor], folder: Path) -> None:
-    persistent, widened = model.state_dict(), _widened_buffers(model, architecture)
-    state = {**persistent, **widened}
+    persistent, edited = model.state_dict(), _edited_buffers(model, architecture)
+    state = {**persistent, **edited}
     problems = [f"{name} is missing from the file" for name in state.keys() - tensors.keys()]
     problems += [f"{name} is in the file only" for name in tensors.keys() - state.keys()]
     problems += [
@@ -211,7 +211,7 @@ def _fill(model: nn.Module, architecture: Architecture, tensors: dict[str, Tenso
     if problems:
         raise UserInputError(f"{folder}/weights.safetensors must fit the model, but " + "; ".join(sorted(problems)[:8]))
     model.load_state_dict({name: tensors[name] for name in persistent})
-    for name, buffer in widened.items():
+    for name, buffer in edited.items():
         buffer.copy_(tensors[name])
 
 

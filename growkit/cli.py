@@ -14,6 +14,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 import growkit
+from growkit.bench.cli import commands as bench_commands
 from growkit.config import Config, dump_config, json_schema, load_config
 from growkit.errors import ConfigError, GrowkitError
 
@@ -104,9 +105,41 @@ def run(
 
 @app.command()
 @_guarded
+def inspect(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, a model such as wrn, package.module:callable, torchvision:NAME or timm:NAME."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings that go on top.")
+    ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SHAPE", help="Shape of one sample, such as 3x224x224 or 128:int64; once for each input."),
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw the model into this file.")] = None,
+    graphml: Annotated[Path | None, typer.Option(help="Write the graph into this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Try every site on a copy and compare the outputs.")] = False,
+) -> None:
+    """Show which widths of a model can grow, which cannot, and why."""
+    from growkit.inspection import inspect as inspect_target
+
+    inspect_target(
+        target, overrides or (), shapes=example or (), svg=svg, graphml=graphml, as_json=as_json, verify=verify
+    )
+
+
+@app.command()
+@_guarded
 def schema() -> None:
     """Print the JSON schema of a run's YAML file, for editors."""
     typer.echo(json.dumps(json_schema(), indent=2))
+
+
+app.add_typer(bench_commands(_guarded), name="bench")
 
 
 def _dry_run(settings: Config, as_json: bool) -> None:

@@ -28,7 +28,7 @@ from growkit.graph import Sites, find_sites
 from growkit.growth import controller as controller_module
 from growkit.growth.base import Clock, Extended, GrowthRecord, History, Initializer
 from growkit.growth.controller import GrowthController, GrowthEvent, describe_refusals
-from growkit.surgery import Inputs, function_change, observe, replay, transaction
+from growkit.surgery import Inputs, function_change, observe, replay, transaction, undo
 
 FP32 = ComputePolicy("cpu", "fp32", False, "a test")
 CLOCK = Clock(steps_per_epoch=5, total_steps=20)
@@ -398,7 +398,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, module: Any, target: str, call
     ("module", "target", "call"),
     [
         *((controller_module, "observe", call) for call in (1, 2, 3)),
-        *((transaction, "replace_data", call) for call in (1, 4, 9)),
+        *((undo, "replace_data", call) for call in (1, 4, 9)),
         (controller_module, "new_entries", 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)).rpartition(".")[2],
@@ -429,7 +429,7 @@ class Interrupting:
 
     def __init__(self, line: int):
         self.left = line
-        self.files = {controller_module.__file__, transaction.__file__}
+        self.files = {controller_module.__file__, transaction.__file__, undo.__file__}
 
     def __call__(self, frame: Any, event: str, argument: Any) -> Any:
         # no code can protect the exit of a `with` itself, and there are two of torch's in the look

@@ -36,8 +36,9 @@ FLOORS = [
     ["report"],
     ["checkpoint"],
     ["assembly"],
-    ["pipeline", "dry_run"],
+    ["pipeline", "dry_run", "inspection"],
     ["api"],
+    ["bench"],
     ["cli", "testing"],
 ]
 

@@ -28,6 +28,7 @@ from growkit.surgery import (
     observe,
     replay,
     transaction,
+    undo,
 )
 from growkit.surgery.records import IndexMap, runs_of
 from growkit.surgery.tensors import grow_state, grow_values, replace_data
@@ -486,7 +487,8 @@ def test_undo_after_training_restores_the_state_that_was() -> None:
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, target: str, call: int) -> None:
     """Raise KeyboardInterrupt in place of the given call of a function of the transaction, once."""
-    original, calls = getattr(transaction, target), [0]
+    home = transaction if hasattr(transaction, target) else undo
+    original, calls = getattr(home, target), [0]
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
@@ -494,7 +496,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, target: str, call: int) -> Non
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(transaction, target, interrupted)
+    monkeypatch.setattr(home, target, interrupted)
 
 
 @pytest.mark.parametrize("target", ["replace_data", "grow_state", "set_attributes"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from growkit.graph import Sites, find_sites
+from growkit.graph import GrowthSite, Refusal, Sites, find_sites
 from growkit.surgery import (
     Extension,
     FunctionChange,
@@ -20,8 +21,8 @@ from growkit.surgery import (
     grow,
     new_entries,
     observe,
-    unsafe_sites,
     untouched,
+    verify_sites,
 )
 
 
@@ -93,6 +94,21 @@ class Transformer(nn.Module):
         return self.head(x)
 
 
+class Limited(nn.Module):
+    """Its two hidden widths may not grow both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        y = torch.tanh(self.second(x))
+        if x.shape[1] > 8 and y.shape[1] > 6:
+            raise ValueError("too wide")
+        return self.head(y)
+
+
 class Rebinding(nn.Module):
     """Counts its calls by putting a new tensor in the buffer's place."""
 
@@ -104,6 +120,10 @@ class Rebinding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls = self.calls + 1
         return self.drop(self.norm(x))
+
+
+def refused(model: nn.Module, sites: Iterable[GrowthSite], x: Tensor) -> list[Refusal]:
+    return list(verify_sites(model, list(sites), Inputs((x,))).refusals)
 
 
 @functools.cache
@@ -121,7 +141,7 @@ def fresh(kind: type[nn.Module]) -> tuple[nn.Module, Sites, Tensor]:
 
 def test_a_hard_coded_width_is_refused_with_a_reason_and_the_others_stay() -> None:
     model, sites, x = fresh(HardCoded)
-    refusals = unsafe_sites(model, list(sites), Inputs((x,)))
+    refusals = refused(model, sites, x)
     assert [(refusal.name, refusal.width) for refusal in refusals] == [("second", 3)]
     assert "fails at another width" in refusals[0].reason and "test_verify.py" in str(refusals[0].location)
 
@@ -129,18 +149,30 @@ def test_a_hard_coded_width_is_refused_with_a_reason_and_the_others_stay() -> No
 def test_a_site_that_is_safe_is_not_refused() -> None:
     model, sites, x = fresh(ZeroBranch)
     assert {site.name for site in sites} == {"stem", "inner"}
-    assert unsafe_sites(model, list(sites), Inputs((x,))) == []
+    assert refused(model, sites, x) == []
+
+
+def test_heads_and_their_size_grow_in_one_event() -> None:
+    """They are factors of the same rows: each of them has new positions in the slices of the other."""
+    model, sites, x = fresh(Transformer)
+    verdict = verify_sites(model, list(sites), Inputs((x,)))
+    assert [(site.name, site.width) for site in verdict.sites] == [
+        ("stem", 8),
+        ("q", 2),
+        ("q#2", 4),
+        ("v", 4),
+        ("up", 6),
+    ]
+    assert verdict.refusals == () and verdict.worst < 1e-5 < verdict.control
 
 
 def test_where_two_sites_cannot_grow_together_only_the_later_one_is_given_up() -> None:
-    """Heads and head size are factors of the same rows: new slices made for the one do not fit once the other grew."""
-    model, sites, x = fresh(Transformer)
-    refusals = unsafe_sites(model, list(sites), Inputs((x,)))
-    assert [site.name for site in sites] == ["stem", "q", "v", "up"]
-    assert [refusal.name for refusal in refusals] == ["v"]
-    assert "at the same events as stem, q: surgery cannot widen it: new slices of v.weight" in refusals[0].reason
-    assert unsafe_sites(model, [sites["v"]], Inputs((x,))) == []
-    assert unsafe_sites(model, [site for site in sites if site.name != "v"], Inputs((x,))) == []
+    model = Limited()
+    x = torch.randn(4, 5)
+    sites = find_sites(model, x)
+    assert [(refusal.name, refusal.width) for refusal in refused(model, sites, x)] == [("second", 6)]
+    assert "at the same events as first: the model fails" in refused(model, sites, x)[0].reason
+    assert refused(model, [sites["second"]], x) == []
 
 
 def test_a_branch_that_is_zero_does_not_make_the_check_vacuous() -> None:
@@ -152,7 +184,7 @@ def test_a_branch_that_is_zero_does_not_make_the_check_vacuous() -> None:
     edit = grow(mixing, [Growth(sites["inner"], 2, Extension({("inner.weight", 0): torch.ones(2, 4)}))])
     assert function_change(before, observe(mixing, Inputs((x,)))).worst == 0.0
     edit.undo()
-    refusals = unsafe_sites(mixing, list(sites), Inputs((x,)))
+    refusals = refused(mixing, sites, x)
     assert [refusal.name for refusal in refusals] == ["inner"]
     assert "changes the outputs by" in refusals[0].reason
 
@@ -168,14 +200,14 @@ def test_a_site_that_no_output_depends_on_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.stem(x)) + 0.0 * self.outer(self.inner(self.stem(x))).sum()
 
-    reasons = {r.name: r.reason for r in unsafe_sites(Silent(), list(sites), Inputs((x,)))}
+    reasons = {r.name: r.reason for r in refused(Silent(), sites, x)}
     assert reasons == {"inner": "no gradient reaches its new units"}
 
 
 def test_dropout_of_any_kind_does_not_disturb_the_check() -> None:
     model, sites, x = fresh(Attentive)
     assert "inner" in [site.name for site in sites]
-    assert unsafe_sites(model, [sites["inner"]], Inputs((x,))) == []
+    assert refused(model, [sites["inner"]], x) == []
     train = observe(model, Inputs((x,))).train
     assert torch.equal(train[0], observe(model, Inputs((x,)), seed=1).train[0])
 
@@ -187,7 +219,7 @@ def test_the_model_is_untouched_by_the_check() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     gradients = [p.grad.clone() for p in model.parameters()]
     modes, stream = [m.training for m in model.modules()], torch.get_rng_state()
-    unsafe_sites(model, list(sites), Inputs((x,)))
+    refused(model, sites, x)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(torch.equal(a, p.grad) for a, p in zip(gradients, model.parameters(), strict=True))
     assert [m.training for m in model.modules()] == modes and torch.equal(torch.get_rng_state(), stream)
@@ -262,4 +294,4 @@ def test_a_relu_that_is_silent_on_a_small_batch_is_no_reason_to_refuse() -> None
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(20, 5, bias=False), nn.ReLU(), nn.Linear(5, 10, bias=False))
         example = torch.randn(2, 20)
-        assert unsafe_sites(model, list(find_sites(model, example)), Inputs((example,))) == []
+        assert refused(model, find_sites(model, example), example) == []

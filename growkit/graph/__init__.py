@@ -5,23 +5,54 @@ Read `sites` for what comes out, `dimensions` and `unification` for the algebra,
 
 from __future__ import annotations
 
+from growkit.graph.depth_place import DepthPlace, PlaceRefusal, Places, structure_of
 from growkit.graph.growth_site import GrowthSite
+from growkit.graph.joins import joins
 from growkit.graph.model_graph import ModelGraph
-from growkit.graph.records import Chain, LiteralChange, Member, Refusal, TensorEdit
+from growkit.graph.module_state import attributes_kept
+from growkit.graph.places import find_places
+from growkit.graph.records import (
+    AttributeEdit,
+    Centre,
+    Chain,
+    LiftGain,
+    LiteralChange,
+    Member,
+    Refusal,
+    Scale,
+    Silence,
+    TensorEdit,
+    ValueEdit,
+)
 from growkit.graph.rules import rule
 from growkit.graph.sites import Sites, find_sites
+from growkit.graph.size_attributes import SizeAttribute
 from growkit.graph.tracing import arguments_of
 
 __all__ = [
+    "AttributeEdit",
+    "Centre",
     "Chain",
+    "DepthPlace",
     "GrowthSite",
+    "LiftGain",
     "LiteralChange",
     "Member",
     "ModelGraph",
+    "PlaceRefusal",
+    "Places",
     "Refusal",
+    "Scale",
+    "Silence",
     "Sites",
+    "SizeAttribute",
     "TensorEdit",
+    "ValueEdit",
     "arguments_of",
+    "attributes_kept",
+    "find_places",
     "find_sites",
+    "joins",
     "rule",
+    "structure_of",
 ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,9 @@ __all__ = [
     "pin",
     "resolve",
     "same",
+    "siblings",
     "size",
+    "structure",
 ]
 
 
@@ -138,6 +140,15 @@ def same(first: Dim, second: Dim) -> bool:
     return len(pairs[0]) == len(pairs[1]) and all(map(same, *pairs))
 
 
+def structure(dim: Dim) -> Hashable:
+    """The expression as a value: equal for equal expressions over the same atoms."""
+    dim = resolve(dim)
+    if isinstance(dim, Atom):
+        return dim
+    parts = dim.factors if isinstance(dim, Product) else dim.segments
+    return (type(dim), *map(structure, parts))
+
+
 def size(dim: Dim, sizes: Mapping[Atom, int] | None = None) -> int:
     """The size of a dimension; `sizes` gives atoms a hypothetical size."""
     dim = resolve(dim)
@@ -187,4 +198,27 @@ def index_map(dim: Dim, sizes: Mapping[Atom, int]) -> np.ndarray:
         minor = index_map(part, sizes)
         known = (result[:, None] >= 0) & (minor[None, :] >= 0)
         result = np.where(known, result[:, None] * size(part) + minor[None, :], -1).reshape(-1)
+    return result
+
+
+def siblings(dim: Dim, new: Mapping[Atom, int], old: Mapping[Atom, int]) -> np.ndarray:
+    """For every position under the sizes `new`, a position under `old` that agrees in all coordinates both have.
+
+    A coordinate beyond an atom's old size counts as 0. So a new unit of one head finds the first unit of that head:
+    what is true of a part of a dimension (the rows that make keys) can be said of its new positions too.
+
+    Returns:
+        Indices of shape `[size under new]`, all of them valid under `old`.
+    """
+    dim = resolve(dim)
+    if isinstance(dim, Atom):
+        indices = np.arange(size(dim, new), dtype=np.int64)
+        return np.where(indices < size(dim, old), indices, 0)
+    if isinstance(dim, Sum):
+        starts = itertools.accumulate((size(segment, old) for segment in dim.segments), initial=0)
+        maps = [siblings(segment, new, old) for segment in dim.segments]
+        return np.concatenate([one + start for one, start in zip(maps, starts, strict=False)])
+    result = np.zeros(1, dtype=np.int64)
+    for part in dim.factors:
+        result = (result[:, None] * size(part, old) + siblings(part, new, old)[None, :]).reshape(-1)
     return result

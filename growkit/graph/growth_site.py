@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from growkit.errors import GrowthRefused
 from growkit.graph.chain import find_chain
 from growkit.graph.dimensions import Atom, index_map, leaves, resolve, size
-from growkit.graph.records import Chain, LiteralChange, Member, TensorEdit
+from growkit.graph.records import AttributeEdit, Chain, LiteralChange, Member, TensorEdit, ValueEdit
+from growkit.graph.remedies import Remedy
 from growkit.graph.rules.context import TensorUse
+from growkit.graph.size_attributes import SizeAttribute
 
 if TYPE_CHECKING:
     from growkit.graph.model_graph import ModelGraph
@@ -23,34 +26,64 @@ Occurrence = tuple[TensorUse, int]
 class GrowthSite:
     """One width of a module that can grow; a live view that stays valid after edits.
 
+    Most sites are one size. Some are several that can only grow together: the heads of all blocks that read one
+    `num_heads`, or the channels of a stream with the heads that must fill it. One unit is then one step of all.
+
     Attributes:
         graph: the traced module it belongs to.
-        atom: the size that changes, in the algebra of dimensions.
+        steps: by how much each size grows per unit; the first one is counted.
         name: the module (or raw parameter) that first makes the units.
         seed_width: the width when the graph was built.
         members: every dimension of every tensor that moves with this width.
+        remedy_of: for a size that norms or attention products depend on, what keeps them exact.
+        attributes: the sizes kept in plain attributes that change along; a guess until `settled`.
+        settled: True once a trial has shown which attributes must change.
         chain: the two weights and the operations between them in the plain case, else None.
         location: the user's "file:line" where the units are first made.
     """
 
-    def __init__(self, graph: ModelGraph, name: str, atom: Atom, uses: list[Occurrence]):
+    def __init__(
+        self,
+        graph: ModelGraph,
+        name: str,
+        steps: Mapping[Atom, int],
+        uses: list[Occurrence],
+        remedies: Mapping[Atom, Remedy] = MappingProxyType({}),
+        attributes: Sequence[SizeAttribute] = (),
+    ):
         self.graph = graph
-        self.atom = atom
+        self.steps = dict(steps)
+        self.uses = list(dict.fromkeys(uses))
         self._records = list({id(record): record for record, _ in uses}.values())
+        self.remedy_of = dict(remedies)
         self.name = name
-        self.seed_width = atom.size
-        self.members = tuple(Member(record.names, record.kind, axis, role_of(record, axis)) for record, axis in uses)
-        self.location = _first_producer(uses).location
-        self.chain = _chain(atom, uses, graph)
+        self.seed_width = self.width
+        self.members = tuple(
+            Member(record.names, record.kind, axis, role_of(record, axis)) for record, axis in self.uses
+        )
+        self.attributes = tuple(attributes)
+        self.settled = False
+        self.location = _first_producer(self.uses).location
+        self.chain = None if len(self.steps) > 1 or remedies else _chain(self.atom, self.uses, graph)
 
     def __repr__(self) -> str:
         ends = f"producers={len(self.producers)}, consumers={len(self.consumers)}"
         return f"GrowthSite({self.name!r}, width={self.width}, {ends})"
 
     @property
+    def atom(self) -> Atom:
+        """The size that is counted."""
+        return next(iter(self.steps))
+
+    @property
+    def remedies(self) -> tuple[Remedy, ...]:
+        """What keeps norms and attention products exact."""
+        return tuple(self.remedy_of.values())
+
+    @property
     def width(self) -> int:
         """The number of units now."""
-        return self.atom.size
+        return self.atom.size // self.steps[self.atom]
 
     @property
     def producers(self) -> tuple[Member, ...]:
@@ -65,12 +98,12 @@ class GrowthSite:
     @property
     def params_per_unit(self) -> int:
         """Parameters (no buffers) that one more unit adds at the present widths."""
-        return self.graph.count_params({self.atom: self.width + 1}) - self.graph.count_params({})
+        return self.graph.count_params(self.grown(1)) - self.graph.count_params({})
 
     @property
     def flops_per_unit(self) -> int:
         """Forward FLOPs per sample that one more unit adds at the present widths."""
-        return self.graph.count_flops({self.atom: self.width + 1}) - self.graph.count_flops({})
+        return self.graph.count_flops(self.grown(1)) - self.graph.count_flops({})
 
     def tensor_edits(self, num_new: int) -> tuple[TensorEdit, ...]:
         """How each tensor changes when the site grows by `num_new` units.
@@ -78,29 +111,61 @@ class GrowthSite:
         Raises:
             GrowthRefused: if `num_new` is not positive.
         """
-        sizes = self._grown(num_new)
-        return tuple(_edit(record, sizes) for record in self._records)
+        sizes = self.grown(num_new)
+        written = {atom for atom, remedy in self.remedy_of.items() if remedy.silences_writers}
+        return tuple(_edit(record, sizes, written) for record in self._records)
+
+    def value_edits(self, num_new: int) -> tuple[ValueEdit, ...]:
+        """What else happens to values so that the function stays."""
+        sizes = self.grown(num_new)
+        return tuple(edit for remedy in self.remedies for edit in remedy.value_edits(sizes))
+
+    def attribute_edits(self, num_new: int) -> tuple[AttributeEdit, ...]:
+        """The numbers beside the weights that change when the site grows by `num_new` units.
+
+        Raises:
+            GrowthRefused: if an attribute would have to hold two numbers, or one that is not whole.
+        """
+        sizes = self.grown(num_new)
+        edits: dict[tuple[str, str], AttributeEdit] = {}
+        held: dict[object, int] = {}  # by the object that holds the number: modules may share one
+        for one in self.attributes:
+            value = one.value(sizes)
+            if value is None or held.setdefault(one.holder, value) != value:
+                raise GrowthRefused(f"{one.module or 'the model'}.{one.path} cannot follow the width of {self.name!r}.")
+            edits[one.module, one.path] = AttributeEdit(one.module, one.path, value)
+        return (*edits.values(), *(edit for remedy in self.remedies for edit in remedy.attribute_edits(sizes)))
 
     def literal_changes(self, num_new: int) -> tuple[LiteralChange, ...]:
         """The numbers in the user's code that would have to change when the site grows by `num_new` units."""
-        sizes = self._grown(num_new)
-        literals = [literal for ctx in self.graph.contexts for literal in ctx.literals]
+        sizes = self.grown(num_new)
         changes = [
             LiteralChange(literal.op, size(literal.dim), size(literal.dim, sizes), literal.owners, literal.location)
-            for literal in literals
-            if self.atom in leaves(literal.dim)
+            for literal in self.graph.literals
+            if any(atom in self.steps for atom in leaves(literal.dim))
         ]
         return tuple(dict.fromkeys(changes))
+
+    def grown(self, num_new: int) -> dict[Atom, int]:
+        """The sizes after growth by `num_new` units.
+
+        Raises:
+            GrowthRefused: if `num_new` is not positive.
+        """
+        if num_new < 1:
+            raise GrowthRefused(f"A site grows by at least one unit, got num_new={num_new} for {self.name!r}.")
+        return {atom: atom.size + step * num_new for atom, step in self.steps.items()}
 
     def resize(self, width: int) -> None:
         """Commit a new width in place, after the tensors took it (or gave it up)."""
         assert width > 0, width
-        self.atom.size = width
+        more = width - self.width
+        for atom, step in self.steps.items():
+            atom.size += step * more
 
-    def _grown(self, num_new: int) -> dict[Atom, int]:
-        if num_new < 1:
-            raise GrowthRefused(f"A site grows by at least one unit, got num_new={num_new} for {self.name!r}.")
-        return {self.atom: self.width + num_new}
+    def settle(self, attributes: Sequence[SizeAttribute]) -> None:
+        """Note which attributes must change, as a trial has shown."""
+        self.attributes, self.settled = tuple(attributes), True
 
 
 def role_of(record: TensorUse, axis: int) -> str:
@@ -110,11 +175,29 @@ def role_of(record: TensorUse, axis: int) -> str:
     return "producer" if axis in record.producer_dims else "pass_through"
 
 
-def _edit(record: TensorUse, sizes: Mapping[Atom, int]) -> TensorEdit:
-    changed = [any(atom in sizes for atom in leaves(dim)) for dim in record.dims]
-    maps = tuple(index_map(dim, sizes) if moves else None for dim, moves in zip(record.dims, changed, strict=True))
+def _edit(record: TensorUse, sizes: Mapping[Atom, int], written: set[Atom]) -> TensorEdit:
+    """`written`: the atoms whose new units are silent because nothing is written to them."""
+    moved = [[atom for atom in leaves(dim) if atom in sizes] for dim in record.dims]
+    maps = tuple(index_map(dim, sizes) if atoms else None for dim, atoms in zip(record.dims, moved, strict=True))
     acts = record.neutral is not None and not record.consumer_dims and not record.producer_dims
-    return TensorEdit(record.names, record.kind, maps, tuple(sorted(record.consumer_dims)), acts, record.neutral or 0.0)
+    silent = [
+        axis for axis, atoms in enumerate(moved) if atoms and _is_silent(record, axis, bool(written & set(atoms)))
+    ]
+    return TensorEdit(
+        names=record.names,
+        kind=record.kind,
+        index_maps=maps,
+        consumer_dims=tuple(sorted(record.consumer_dims)),
+        silent_dims=tuple(silent),
+        pass_through=acts,
+        neutral=record.neutral or 0.0,
+    )
+
+
+def _is_silent(record: TensorUse, axis: int, nothing_written: bool) -> bool:
+    if nothing_written:
+        return axis not in record.consumer_dims or axis in record.producer_dims
+    return axis in record.consumer_dims
 
 
 def _first_producer(uses: list[Occurrence]) -> TensorUse:

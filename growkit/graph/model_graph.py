@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
 from torch import nn
 
 from growkit.errors import ModelError
-from growkit.graph.dimensions import Atom, Reason, leaves, pin, size
+from growkit.graph.depth_place import structure_of
+from growkit.graph.dimensions import Atom, Reason, leaves, pin, resolve, size, structure
 from growkit.graph.growth_site import GrowthSite, Occurrence, role_of
 from growkit.graph.network import to_networkx
-from growkit.graph.propagate import propagate, tensors_of
+from growkit.graph.norms import find_norms
+from growkit.graph.propagate import flat, propagate, tensors_of
 from growkit.graph.records import Refusal
-from growkit.graph.rules.context import TensorUse, multiplications
-from growkit.graph.tracing import Trace
+from growkit.graph.remedies import NoRemedy, find_remedies
+from growkit.graph.rules.context import Literal, TensorUse, multiplications
+from growkit.graph.size_attributes import SizeAttribute, find_carriers
+from growkit.graph.tracing import Trace, owners_of
 
 __all__ = ["ModelGraph"]
 
@@ -28,22 +33,29 @@ class ModelGraph:
         sites: the widths that can grow, in the order of the forward pass.
         refusals: the other widths, each with its reason.
         unknown_ops: how often each operation occurred for which no rule holds.
+        literals: the numbers that the forward passes to operations, each once.
+        structure: the modules that it was traced with.
         inputs: the example it was traced with, as positional and keyword arguments.
         path_specialised: True if the forward branches on values, and the graph holds only for the path of the example.
     """
 
     def __init__(self, model: nn.Module, train: Trace, evaluation: Trace, inputs: tuple[tuple, dict[str, Any]]):
         self.inputs = inputs
+        self.structure = structure_of(model)
         tensors = tensors_of(model)
         self._owner_types = {name: type(module).__module__ for name, module in model.named_modules()}
+        modules = dict(model.named_modules())
         self._trace = train
+        self._owners: dict[Atom, set[str]] | None = None
         self.contexts = propagate(train, tensors), propagate(evaluation, tensors)
         self._tensors = list({id(record): record for record in tensors.values()}.values())
         self._batch = _batch_size(train)
         _pin_plain_buffers(self._tensors)
         self.path_specialised = train.path_specialised or evaluation.path_specialised
         self.unknown_ops: dict[str, int] = self.contexts[1].unknown_ops | self.contexts[0].unknown_ops
-        self.sites, self.refusals = self._judge()
+        self.literals = _distinct(literal for ctx in self.contexts for literal in ctx.literals)
+        self._carriers = [find_carriers(modules, literal) for literal in self.literals]
+        self.sites, self.refusals = self._judge(modules)
 
     def params(self, sizes: Mapping[str, int] | None = None) -> int:
         """The number of parameters; `sizes` gives sites, by name, a hypothetical width."""
@@ -55,7 +67,7 @@ class ModelGraph:
 
     def to_networkx(self) -> nx.DiGraph:
         """The trace as a directed graph: nodes are operations and tensors of the module, edges carry shapes."""
-        return to_networkx(self._trace, self.contexts[0])
+        return to_networkx(self._trace, self.contexts[0], self.sites)
 
     def count_params(self, sizes: Mapping[Atom, int]) -> int:
         return sum(_numel(record, sizes) for record in self._tensors if record.kind == "parameter")
@@ -67,25 +79,69 @@ class ModelGraph:
         return 2 * (per_batch // self._batch + per_call)
 
     def _atom_sizes(self, sizes: Mapping[str, int] | None) -> dict[Atom, int]:
-        known = {site.name: site.atom for site in self.sites}
+        known = {site.name: site for site in self.sites}
         unknown = sorted(set(sizes or ()) - set(known))
         if unknown:
             raise ModelError(f"`sizes` must name sites of this graph, got {unknown}; the sites are {sorted(known)}.")
-        return {known[name]: width for name, width in (sizes or {}).items()}
+        return {
+            atom: atom.size + step * (width - known[name].width)
+            for name, width in (sizes or {}).items()
+            for atom, step in known[name].steps.items()
+        }
 
-    def _judge(self) -> tuple[tuple[GrowthSite, ...], tuple[Refusal, ...]]:
+    def join(self, sites: Sequence[GrowthSite], steps: Mapping[Atom, int]) -> GrowthSite:
+        """Several sites as one that grows them together, `steps` per unit; named after the first of them."""
+        first = min(sites, key=lambda site: _first_use(site.uses))
+        uses = [use for site in sites for use in site.uses]
+        remedies = {atom: remedy for site in sites for atom, remedy in site.remedy_of.items()}
+        return GrowthSite(self, first.name, steps, uses, remedies, self.carriers_of(steps))
+
+    def adopt(self, site: GrowthSite) -> None:
+        """Put a joint site in the place of its parts."""
+        parts = [one for one in self.sites if one.steps.keys() <= site.steps.keys()]
+        first = min(self.sites.index(one) for one in parts)
+        self.sites = (*self.sites[:first], site, *(one for one in self.sites[first:] if one not in parts))
+
+    def carriers_of(self, atoms: Collection[Atom]) -> tuple[SizeAttribute, ...]:
+        """The attributes that may hold a number that changes with the atoms."""
+        found = {
+            (one.module, one.path, structure(one.dim), one.ratio): one
+            for literal, carriers in zip(self.literals, self._carriers, strict=True)
+            if any(atom in atoms for atom in leaves(literal.dim))
+            for one in carriers
+        }
+        return tuple(found.values())
+
+    def owners_of(self, atom: Atom) -> set[str]:
+        """The modules that see the atom: the innermost owners of the operations on values that carry it."""
+        if self._owners is None:
+            self._owners = {}
+            for node, value in ((n, v) for ctx in self.contexts for n, v in ctx.values.items()):
+                owners = owners_of(node)[:1]
+                for one in {leaf for dim in flat(value) for leaf in leaves(dim)} if owners else ():
+                    self._owners.setdefault(one, set()).update(owners)
+        return self._owners.get(atom, set())
+
+    def _judge(self, modules: Mapping[str, nn.Module]) -> tuple[tuple[GrowthSite, ...], tuple[Refusal, ...]]:
         """Sort every width that a parameter has into sites and refusals."""
+        norms = [find_norms(ctx) for ctx in self.contexts]
         occurrences = self._occurrences()
         sites: dict[str, GrowthSite] = {}
         refusals: list[Refusal] = []
         for atom in sorted(occurrences, key=lambda atom: _first_use(occurrences[atom])):
-            name = self._name(occurrences[atom])
-            refusal = _refusal(name, atom, occurrences[atom])
-            if refusal is None and not atom.pins:
+            name, uses = self._name(occurrences[atom]), occurrences[atom]
+            remedy, reasons = None, _reasons(atom, uses)
+            if not reasons and not atom.pins and atom.size > 1:
+                try:
+                    remedy = find_remedies(self.contexts, norms, atom, modules)
+                except NoRemedy as error:
+                    reasons = [Reason(str(error), next((flag.location for flag in atom.flags), None))]
+            if reasons:
+                refusals.append(_refusal(name, atom, uses, reasons))
+            elif not atom.pins and atom.size > 1:
                 name = _unique(name, sites)
-                sites[name] = GrowthSite(self, name, atom, occurrences[atom])
-            elif refusal is not None:
-                refusals.append(refusal)
+                remedies = {} if remedy is None else {atom: remedy}
+                sites[name] = GrowthSite(self, name, {atom: 1}, uses, remedies, self.carriers_of({atom}))
         return tuple(sites.values()), tuple(refusals)
 
     def _occurrences(self) -> dict[Atom, list[Occurrence]]:
@@ -114,16 +170,17 @@ def _first_use(uses: list[Occurrence]) -> float:
     return min((record.producer_dims.get(axis, float("inf")) for record, axis in uses), default=float("inf"))
 
 
-def _refusal(name: str, atom: Atom, uses: list[Occurrence]) -> Refusal | None:
-    """Why an atom may not grow; None if it may, or if nobody would ask."""
+def _reasons(atom: Atom, uses: list[Occurrence]) -> list[Reason]:
+    """Why an atom may not grow, whatever the remedies; empty if it may, or if nobody would ask."""
     if atom.size == 1 or not all(reason.listed for reason in atom.pins):
-        return None
-    reasons = atom.pins or atom.flags
-    if not reasons:
-        text = _missing_side(uses)
-        reasons = [Reason(text, uses[0][0].location)] if text else []
-    if not reasons:
-        return None
+        return []
+    if atom.pins:
+        return list(atom.pins)
+    text = _missing_side(uses) if not atom.flags or not any(record.used for record, _ in uses) else None
+    return [Reason(text, uses[0][0].location)] if text else []
+
+
+def _refusal(name: str, atom: Atom, uses: list[Occurrence], reasons: Sequence[Reason]) -> Refusal:
     texts = list(dict.fromkeys(reason.text for reason in reasons))
     location = next((reason.location for reason in reasons if reason.location), None)
     return Refusal(name, atom.size, " and ".join(texts[:2]), location or uses[0][0].location)
@@ -140,6 +197,15 @@ def _missing_side(uses: list[Occurrence]) -> str | None:
     return None
 
 
+def _distinct(literals: Iterable[Literal]) -> list[Literal]:
+    """The literals with their expressions in final form, each once."""
+    found = {}
+    for one in literals:
+        dim = resolve(one.dim)
+        found.setdefault((one.op, structure(dim), one.owners, one.location), replace(one, dim=dim))
+    return list(found.values())
+
+
 def _unique(name: str, taken: Mapping[str, object]) -> str:
     number, unique = 1, name
     while unique in taken:
@@ -153,11 +219,15 @@ def _numel(record: TensorUse, sizes: Mapping[Atom, int]) -> int:
 
 
 def _pin_plain_buffers(tensors: list[TensorUse]) -> None:
-    """Nobody but the module knows what new entries of a buffer should be, unless a norm owns it."""
+    """Nobody but the module knows what new entries of a buffer should be, unless all are equal or a norm owns it."""
     for record in tensors:
-        if record.kind == "buffer" and record.used and record.neutral is None:
-            for dim in record.dims:
-                pin(dim, Reason(f"is the width of the buffer {record.names[0]!r}", record.location))
+        if record.kind != "buffer" or not record.used or record.neutral is not None:
+            continue
+        if record.uniform is not None:
+            record.neutral = record.uniform
+            continue
+        for dim in record.dims:
+            pin(dim, Reason(f"is the width of the buffer {record.names[0]!r}", record.location))
 
 
 def _batch_size(trace: Trace) -> int:

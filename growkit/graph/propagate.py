@@ -5,15 +5,23 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from growkit.graph.dimensions import Dim, Reason, fixed, free, pin, size
 from growkit.graph.rules import find_rule
 from growkit.graph.rules.context import Call, Context, Dims, TensorUse, Value, WeightView, shape_of
+from growkit.graph.rules.writing import note_writes
 from growkit.graph.tracing import Trace, location_of
 
-__all__ = ["propagate", "tensors_of"]
+__all__ = ["flat", "propagate", "tensors_of"]
+
+REGIONS = frozenset({
+    "wrap", "wrap_with_set_grad_enabled", "wrap_with_autocast", "wrap_activation_checkpoint",
+    "tag_activation_checkpoint",
+})  # fmt: skip
+"""Operations that run a body once on their operands; others (branches, loops, maps) are left to rules."""
 
 
 def tensors_of(model: nn.Module) -> dict[str, TensorUse]:
@@ -26,7 +34,16 @@ def tensors_of(model: nn.Module) -> dict[str, TensorUse]:
         for name, tensor in pairs:
             known = records.setdefault(id(tensor), TensorUse((), kind, tuple(free(extent) for extent in tensor.shape)))
             known.names = (*known.names, name)
+            known.uniform = _uniform(tensor) if kind == "buffer" else None
     return {name: record for record in records.values() for name in record.names}
+
+
+def _uniform(tensor: Tensor) -> float | None:
+    """The value of all entries, if they are equal."""
+    if tensor.numel() < 2 or tensor.is_meta or tensor.is_sparse or tensor.is_complex():
+        return None
+    first = tensor.flatten()[0]
+    return float(first) if bool((tensor == first).all()) else None
 
 
 def propagate(trace: Trace, tensors: dict[str, TensorUse]) -> Context:
@@ -55,6 +72,7 @@ def _visit(ctx: Context, node: Node) -> None:
     if node.op == "call_function":
         ctx.call = Call(node)
         ctx.values[node] = _call_value(ctx, ctx.call)
+        note_writes(ctx, ctx.call)
     elif node.op == "get_attr":
         ctx.values[node] = _fresh(node.meta.get("val"), Reason("is the size of a constant"))
 
@@ -92,7 +110,8 @@ def _call_value(ctx: Context, call: Call) -> Value:
     if rule is None and not ctx.tensors(call):
         return _fresh(node.meta.get("val"), ctx.reason(f"is a size written in the forward ({call.name})"))
     if rule is None:
-        return _refuse(ctx, call, f"meets an operation without a rule: {node.target}")
+        name = node.target if isinstance(node.target, OpOverload) else getattr(node.target, "__name__", node.target)
+        return _refuse(ctx, call, f"meets an operation without a rule: {name}")
     try:
         value = rule(ctx, call)
     except Exception as error:  # a form the rule does not foresee must refuse the widths, not stop the analysis
@@ -106,6 +125,8 @@ def _call_value(ctx: Context, call: Call) -> Value:
 
 def _region(node: Node) -> GraphModule | None:
     """The body of a region under `no_grad`, autocast or checkpointing; None for other operations."""
+    if str(node.target) not in REGIONS:
+        return None
     owner = node.graph.owning_module
     sources = [source for source in node.all_input_nodes if source.op == "get_attr" and owner is not None]
     bodies = [body for source in sources if isinstance(body := getattr(owner, str(source.target), None), GraphModule)]
@@ -118,8 +139,10 @@ def _inline(ctx: Context, node: Node, region: GraphModule) -> Value:
     inner = [one for one in region.graph.nodes if one.op == "placeholder"]
     for one, outer in zip(inner, node.args[body + 1 :], strict=True):
         if isinstance(outer, Node):
+            ctx.outer[one] = outer
             ctx.values[one] = ctx.values.get(outer)
             ctx.weights.update({one: ctx.weights[outer]} if outer in ctx.weights else {})
+            ctx.parts.update({one: ctx.parts[outer]} if outer in ctx.parts else {})
             ctx.depends_on_input.update({one} if outer in ctx.depends_on_input else {})
     for one in region.graph.nodes:
         if one.op != "placeholder":
@@ -138,7 +161,7 @@ def _refuse(ctx: Context, call: Call, text: str) -> Value:
 
 def _pin_inputs(ctx: Context, node: Node, reason: Reason) -> None:
     for source in node.all_input_nodes:
-        for dim in _flat(ctx.values.get(source)):
+        for dim in flat(ctx.values.get(source)):
             pin(dim, reason)
 
 
@@ -150,11 +173,12 @@ def _fresh(value: object, reason: Reason) -> Value:
     return None if shape is None else tuple(fixed(extent, reason) for extent in shape)
 
 
-def _flat(value: Value) -> Iterator[Dim]:
+def flat(value: Value) -> Iterator[Dim]:
+    """All dimensions of a value, of the tensors in a list too."""
     if isinstance(value, tuple):
         yield from value
     for item in value if isinstance(value, list) else ():
-        yield from _flat(item)
+        yield from flat(item)
 
 
 def _sizes(value: Value) -> object:

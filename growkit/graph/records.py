@@ -6,7 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Chain", "LiteralChange", "Member", "Refusal", "TensorEdit"]
+__all__ = [
+    "AttributeEdit",
+    "Centre",
+    "Chain",
+    "LiftGain",
+    "LiteralChange",
+    "Member",
+    "Refusal",
+    "Scale",
+    "Silence",
+    "TensorEdit",
+    "ValueEdit",
+]
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,9 @@ class TensorEdit:
         names: all names of the tensor, the canonical one first.
         kind: "parameter" or "buffer".
         index_maps: for each dimension the old index of every new position (-1: new), or None where it stays as it is.
-        consumer_dims: the dimensions contracted against activations: zero there silences the new units.
+        consumer_dims: the dimensions contracted against activations.
+        silent_dims: the dimensions whose new entries must be zero at first, which keeps the function: the consumers',
+            or, where a norm reads the units, the producers'.
         pass_through: True for vectors that act unit by unit, such as norm weights: new entries take `neutral`, no init.
         neutral: the fill of new entries of a pass-through tensor: 1 for scales and variances, 0 for shifts and means.
     """
@@ -44,8 +58,91 @@ class TensorEdit:
     kind: str
     index_maps: tuple[np.ndarray | None, ...]
     consumer_dims: tuple[int, ...]
+    silent_dims: tuple[int, ...]
     pass_through: bool
     neutral: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Before a tensor is resized, entries of it are multiplied.
+
+    Attributes:
+        name: the tensor.
+        kind: "parameter" or "buffer".
+        dim: the dimension that `rows` are positions of.
+        rows: the old positions, None for all.
+        factor: what they are multiplied by.
+    """
+
+    name: str
+    kind: str
+    dim: int
+    rows: np.ndarray | None
+    factor: float
+
+
+@dataclass(frozen=True)
+class Centre:
+    """Before a weight is resized, its mean over `dim` is subtracted: a layer norm downstream subtracts it anyway.
+
+    Attributes:
+        name: the parameter.
+        dim: the dimension of the units.
+        gain: a parameter `[units]` that the units are multiplied with before they meet the others, or None; what is
+            subtracted is then divided by it. Entries too close to zero for that are raised (`LiftGain`).
+    """
+
+    name: str
+    dim: int
+    gain: str | None
+
+
+@dataclass(frozen=True)
+class Silence:
+    """After a tensor was resized and filled, the new positions `rows` along `dim` are set to zero.
+
+    Attributes:
+        name: the parameter.
+        dim: the dimension.
+        rows: positions under the new size.
+    """
+
+    name: str
+    dim: int
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class LiftGain:
+    """After the weights in front of a gain were centred, its smallest entries are raised to what they were divided by.
+
+    Attributes:
+        name: the gain.
+    """
+
+    name: str
+
+
+ValueEdit = Scale | Centre | LiftGain | Silence
+"""What else must happen to values, beyond zeros in the new places, for the function to stay."""
+
+
+@dataclass(frozen=True)
+class AttributeEdit:
+    """A number beside the weights that changes with a site.
+
+    Attributes:
+        module: the module that keeps it ("" is the root).
+        path: where in the module, e.g. "num_heads", "sizes[1]", "config.n_head".
+        new: the number after the edit (`factor` is then 1).
+        factor: where the number is not a size but scales with one (the eps of a norm): what it is multiplied by.
+    """
+
+    module: str
+    path: str
+    new: int | None
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from torch.export import ExportedProgram, draft_export, export
 from torch.fx import Graph, Node
 
 from growkit.errors import ModelError
+from growkit.graph.module_state import attributes_kept
 
 __all__ = ["Example", "Source", "Trace", "arguments_of", "location_of", "owners_of", "trace_both_modes"]
 
@@ -165,45 +166,21 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     """Put modes, buffers, gradients, plain attributes and the random state back; silence torch's own notices."""
     modules = list(model.modules())
     modes = [module.training for module in modules]
-    attributes = [_plain_attributes(module) for module in modules]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
-        with warnings.catch_warnings(), _quiet_logs():
+        with attributes_kept(model), warnings.catch_warnings(), _quiet_logs():
             warnings.simplefilter("ignore")
             with torch.random.fork_rng(), torch.enable_grad():  # without gradients torch takes fused paths
                 yield
     finally:
-        for module, mode, saved in zip(modules, modes, attributes, strict=True):
-            _restore_attributes(module, saved)
+        for module, mode in zip(modules, modes, strict=True):
             module.training = mode
         with torch.no_grad():
             for buffer, saved in buffers:
                 buffer.copy_(saved)
         for parameter, gradient in gradients:
             parameter.grad = gradient
-
-
-def _plain_attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Each attribute outside torch's own registries, with a shallow copy if it is a container (a cache, perhaps)."""
-    own = {name: value for name, value in vars(module).items() if name not in _REGISTRIES}
-    return {name: (value, value.copy() if type(value) in (dict, list, set) else None) for name, value in own.items()}
-
-
-_REGISTRIES = frozenset(vars(nn.Module()))
-
-
-def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Any]]) -> None:
-    for name in [name for name in vars(module) if name not in _REGISTRIES and name not in saved]:
-        del module.__dict__[name]
-    for name, (value, content) in saved.items():
-        if isinstance(value, list) and content is not None:
-            value[:] = content
-        elif isinstance(value, (dict, set)) and content is not None:
-            value.clear()
-            value.update(content)
-        if module.__dict__.get(name) is not value:
-            module.__dict__[name] = value
 
 
 @contextlib.contextmanager

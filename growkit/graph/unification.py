@@ -144,8 +144,11 @@ def _unify_products(first: Product, second: Product, location: str | None) -> No
 
 def _unify_sums(first: Sum, second: Sum, location: str | None) -> None:
     """Cut both sums at every boundary of either, then unify segment by segment."""
-    cuts = {cut for dim in (first, second) for cut in itertools.accumulate(size(segment) for segment in dim.segments)}
-    widths = [end - start for start, end in itertools.pairwise([0, *sorted(cuts)])]
+    cuts, others = (set(itertools.accumulate(map(size, dim.segments))) for dim in (first, second))
+    if cuts != others and set(leaves(first)) & set(leaves(second)):  # each cut would make another one, unit by unit
+        _clash(first, second, "meets itself shifted by some units", location)
+        return
+    widths = [end - start for start, end in itertools.pairwise([0, *sorted(cuts | others)])]
     for left, right in zip(split(first, widths, location), split(second, widths, location), strict=True):
         unify(left, right, location)
 

@@ -34,8 +34,8 @@ from growkit.surgery import (
     lookup,
     new_entries,
     observe,
-    unsafe_sites,
     untouched,
+    verify_sites,
 )
 
 __all__ = ["GrowthController", "GrowthEvent", "SiteGrowth", "describe_refusals"]
@@ -93,11 +93,20 @@ class GrowthController:
             if self._server(site) is None and (reason := self.initializer.refuses(site))
         ]
         self._give_up(unserved)
-        self._give_up(unsafe_sites(self.model, self.tracked, inputs))
+        self._try_out(inputs)
         if not self.tracked and self.settings.when.name != "never":
             raise UserInputError(
                 f"growth needs at least one site that can grow, got none\n{describe_refusals(self.refusals)}"
             )
+
+    def _try_out(self, inputs: Inputs) -> None:
+        """Keep the sites that a trial on a copy shows to be safe; some of them are joint from then on."""
+        verdict = verify_sites(self.model, self.tracked, inputs)
+        self.refusals += verdict.refusals
+        joint = [site for site in verdict.sites if site not in self.tracked]
+        if not isinstance(self.settings.target, Mapping):  # final widths are given for the sites as they were found
+            self.targets |= resolve_targets(joint, self.settings.target)
+        self.tracked = list(verdict.sites)
 
     def plan(self, clock: Clock) -> GrowthPlan | None:
         """The events to come, if the trigger knows them in advance."""

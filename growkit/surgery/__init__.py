@@ -1,8 +1,24 @@
 """Surgery: widening a live module, exactly and reversibly, and the proof that it kept the function."""
 
-from growkit.surgery.records import EDIT_VERSION, AttributeChange, EditRecord, TensorChange
+from growkit.surgery.deepening import deepen
+from growkit.surgery.depth import DepthEdit, insert
+from growkit.surgery.records import (
+    EDIT_VERSION,
+    AttributeChange,
+    DepthRecord,
+    EditRecord,
+    NewTensor,
+    Record,
+    TensorChange,
+    edited_buffers,
+    record_from_json,
+)
+from growkit.surgery.replay import replay
+from growkit.surgery.search import Verdict, verify_sites
 from growkit.surgery.tensors import align_state
-from growkit.surgery.transaction import Edit, Extension, Growth, grow, lookup, replay
+from growkit.surgery.transaction import Extension, Growth, grow
+from growkit.surgery.undo import Edit
+from growkit.surgery.values import lookup
 from growkit.surgery.verify import (
     FunctionChange,
     Inputs,
@@ -10,28 +26,36 @@ from growkit.surgery.verify import (
     function_change,
     new_entries,
     observe,
-    unsafe_sites,
     untouched,
 )
 
 __all__ = [
     "EDIT_VERSION",
     "AttributeChange",
+    "DepthEdit",
+    "DepthRecord",
     "Edit",
     "EditRecord",
     "Extension",
     "FunctionChange",
     "Growth",
     "Inputs",
+    "NewTensor",
     "Observation",
+    "Record",
     "TensorChange",
+    "Verdict",
     "align_state",
+    "deepen",
+    "edited_buffers",
     "function_change",
     "grow",
+    "insert",
     "lookup",
     "new_entries",
     "observe",
+    "record_from_json",
     "replay",
-    "unsafe_sites",
     "untouched",
+    "verify_sites",
 ]

@@ -12,7 +12,19 @@ from numpy.typing import NDArray
 
 from growkit.errors import UserInputError
 
-__all__ = ["EDIT_VERSION", "AttributeChange", "EditRecord", "IndexMap", "TensorChange", "runs_of"]
+__all__ = [
+    "EDIT_VERSION",
+    "AttributeChange",
+    "DepthRecord",
+    "EditRecord",
+    "IndexMap",
+    "NewTensor",
+    "Record",
+    "TensorChange",
+    "edited_buffers",
+    "record_from_json",
+    "runs_of",
+]
 
 EDIT_VERSION = 1
 
@@ -129,11 +141,7 @@ class EditRecord:
         Raises:
             UserInputError: the record has another version.
         """
-        if record.get("version") != EDIT_VERSION:
-            raise UserInputError(
-                f"an edit record must have version {EDIT_VERSION}, got {record.get('version')!r}; "
-                "it was written by another version of growkit"
-            )
+        _check_version(record)
         return cls(
             site=record["site"],
             old_width=record["old_width"],
@@ -141,6 +149,129 @@ class EditRecord:
             tensors=tuple(TensorChange.from_json(change) for change in record["tensors"]),
             attributes=tuple(AttributeChange(**_tuples(change)) for change in record["attributes"]),
         )
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A parameter or buffer that an insertion brought.
+
+    Attributes:
+        name: its name after the insertion.
+        kind: "parameter" or "buffer".
+        shape: its shape then.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DepthRecord:
+    """One layer or residual block inserted once.
+
+    Attributes:
+        form: "residual block", a copy of `source`; or "layer", the identity of `source`'s form.
+        container: name of the module whose children were joined.
+        position: the place of the (first) new child among them, from 0; numbered children from there on moved up.
+        children: the names of the new children: 2 where a layer brought its activation.
+        source: the module it was built after, by its name before the insertion.
+        activation: the activation module that was repeated, by its name before the insertion; None for none.
+        norm: the normaliser that was not repeated; None for none.
+        zeroed: parameters set to zero, by their name inside the new block.
+        seed: of the new weights.
+        tensors: every new parameter and buffer, in order.
+    """
+
+    form: str
+    container: str
+    position: int
+    children: tuple[str, ...]
+    source: str
+    activation: str | None
+    norm: str | None
+    zeroed: tuple[str, ...]
+    seed: int
+    tensors: tuple[NewTensor, ...] = ()
+
+    def renamed(self, name: str) -> str:
+        """What a tensor or module of the model before the insertion is called after it.
+
+        Example:
+            >>> record = DepthRecord("layer", "body", 1, ("1",), "body.0", None, None, (), 0)
+            >>> record.renamed("body.0.weight"), record.renamed("body.1.weight"), record.renamed("head.1")
+            ('body.0.weight', 'body.2.weight', 'head.1')
+        """
+        prefix = f"{self.container}." if self.container else ""
+        number, dot, rest = name.removeprefix(prefix).partition(".")
+        numbered = self.children[0] == str(self.position) and number.isdecimal()
+        if not name.startswith(prefix) or not numbered or int(number) < self.position:
+            return name
+        return f"{prefix}{int(number) + len(self.children)}{dot}{rest}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form, with a version and a kind field (docs/formats.md)."""
+        return {"version": EDIT_VERSION, "kind": "depth", **_lists(asdict(self))}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> DepthRecord:
+        """Read what `to_json` wrote.
+
+        Raises:
+            UserInputError: the record has another version.
+        """
+        _check_version(record)
+        given = {key: value for key, value in record.items() if key not in ("version", "kind", "tensors")}
+        tensors = tuple(NewTensor(**_tuples(tensor)) for tensor in record["tensors"])
+        return cls(**_tuples(given), tensors=tensors)
+
+
+Record = EditRecord | DepthRecord
+"""What an edit leaves on paper."""
+
+
+def record_from_json(record: dict[str, Any]) -> Record:
+    """Read a record of either kind; one without a kind is a widening.
+
+    Raises:
+        UserInputError: the record has another version or an unknown kind.
+    """
+    kind = record.get("kind")
+    if kind == "depth":
+        return DepthRecord.from_json(record)
+    if kind is not None:
+        raise UserInputError(
+            f"an edit record must be of kind 'depth' or have no kind, got {kind!r}; "
+            "it was written by another version of growkit"
+        )
+    return EditRecord.from_json(record)
+
+
+def edited_buffers(records: Sequence[Record]) -> list[str]:
+    """The buffers that the edits of a model changed or brought, by their names after the last edit."""
+    names: list[str] = []
+    for record in records:
+        if isinstance(record, DepthRecord):
+            names = [record.renamed(name) for name in names]
+            names += [tensor.name for tensor in record.tensors if tensor.kind == "buffer"]
+        else:
+            names += [name for change in record.tensors if change.kind == "buffer" for name in change.names]
+    return list(dict.fromkeys(names))
+
+
+def _check_version(record: dict[str, Any]) -> None:
+    if record.get("version") != EDIT_VERSION:
+        raise UserInputError(
+            f"an edit record must have version {EDIT_VERSION}, got {record.get('version')!r}; "
+            "it was written by another version of growkit"
+        )
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, the way JSON has them."""
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _tuples(change: dict[str, Any]) -> dict[str, Any]:

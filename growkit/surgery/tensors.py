@@ -32,13 +32,38 @@ def grow_values(old: Tensor, index_maps: Sequence[IndexMap | None], fill: Tensor
 
     The memory layout (channels-last or not) of `old` is kept.
     """
-    grown = old
+    shape = [n if index is None else len(index) for n, index in zip(old.shape, index_maps, strict=True)]
+    grown = torch.empty(shape, dtype=old.dtype, device=old.device, memory_format=_layout(old))
+    if isinstance(fill, Tensor):
+        grown.copy_(fill)
+    else:
+        grown.fill_(fill)
+    kept = grown
     for dim, index in enumerate(index_maps):
-        if index is not None:
-            grown = grown.index_select(dim, torch.from_numpy(np.maximum(index, 0)).to(old.device))
-    mask = is_new(index_maps, grown.shape, old.device)
-    grown = torch.where(mask, torch.as_tensor(fill, dtype=old.dtype, device=old.device), grown)
-    return grown.contiguous(memory_format=_layout(old))
+        if index is None:
+            continue
+        places = np.flatnonzero(index >= 0)
+        if len(places) == old.shape[dim] and _consecutive(places) and _consecutive(index[places]):
+            kept = kept.narrow(dim, int(places[0]) if len(places) else 0, len(places))
+        else:
+            return _scattered(grown, old, index_maps)
+    kept.copy_(old)
+    return grown
+
+
+def _consecutive(positions: IndexMap) -> bool:
+    return len(positions) == 0 or bool((np.diff(positions) == 1).all())
+
+
+def _scattered(grown: Tensor, old: Tensor, index_maps: Sequence[IndexMap | None]) -> Tensor:
+    """Copy old entries to where they are now, in place, for maps that take dimensions apart."""
+    maps = [np.arange(n) if index is None else index for n, index in zip(grown.shape, index_maps, strict=True)]
+    places = [torch.from_numpy(np.flatnonzero(index >= 0)).to(old.device) for index in maps]
+    source = old
+    for dim, index in enumerate(maps):
+        source = source.index_select(dim, torch.from_numpy(index[index >= 0]).to(old.device))
+    grown[torch.meshgrid(*places, indexing="ij")] = source
+    return grown
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:
@@ -62,7 +87,7 @@ def neutral_fill(old: Tensor, edit: TensorEdit, module: nn.Module) -> tuple[str,
     """The value of new entries in a tensor that no initializer serves: what leaves a new unit's signal as it is.
 
     Shifts (biases, running means) 0; normalisation weights and running variances 1; other scales (PReLU slopes, layer
-    scales) the mean of the old entries.
+    scales) the mean of the old entries; other buffers grow only if all their entries are equal, and stay so.
 
     Args:
         old: the tensor before.
@@ -74,6 +99,8 @@ def neutral_fill(old: Tensor, edit: TensorEdit, module: nn.Module) -> tuple[str,
     """
     if edit.neutral == 0.0:
         return "zero", 0.0
+    if edit.kind == "buffer" and edit.neutral != 1.0:
+        return "mean", edit.neutral
     if edit.kind == "buffer" or "Norm" in type(module).__name__:
         return "one", 1.0
     return "mean", float(old.mean())

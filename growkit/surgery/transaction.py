@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from growkit.errors import GrowthRefused, SurgeryError, UserInputError
-from growkit.graph import GrowthSite, TensorEdit
-from growkit.surgery.attributes import find_attribute_changes, restore_attributes, set_attributes
-from growkit.surgery.records import AttributeChange, EditRecord, IndexMap, TensorChange
-from growkit.surgery.tensors import grow_state, grow_values, neutral_fill, replace_data
+from growkit.errors import GrowthRefused, SurgeryError
+from growkit.graph import GrowthSite, Scale, Silence, TensorEdit, ValueEdit, structure_of
+from growkit.surgery.attributes import find_attribute_changes
+from growkit.surgery.records import EditRecord, IndexMap, TensorChange
+from growkit.surgery.tensors import grow_state, grow_values, neutral_fill
+from growkit.surgery.undo import Edit, UndoLog
+from growkit.surgery.values import edited, lookup
 
-__all__ = ["Edit", "Extension", "Growth", "grow", "lookup", "replay"]
+__all__ = ["Extension", "Growth", "grow", "refuse_wrappers"]
 
 # by name: some of them exist only in some builds of torch
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule", "DataParallel")
@@ -38,111 +38,15 @@ class Extension:
 
 @dataclass(frozen=True)
 class Growth:
-    """An order to surgery: widen `site` by `num_new` units, filled from `extension`."""
+    """An order to surgery: widen `site` by `num_new` units, filled from `extension`.
+
+    `remedied=False` leaves out the site's remedies. The function then changes, which is what a control needs.
+    """
 
     site: GrowthSite
     num_new: int
     extension: Extension = Extension()
-
-
-class Edit:
-    """A committed edit of one or more sites; `undo()` takes it back to the last bit.
-
-    Attributes:
-        records: one EditRecord per site, in the order they were applied.
-    """
-
-    def __init__(self, records: list[EditRecord], log: _UndoLog):
-        self.records = records
-        self._log: _UndoLog | None = log
-        self._shapes = [(tensor, tensor.shape) for tensor, _, _ in log.tensors]
-        self._begun = False
-
-    @property
-    def undone(self) -> bool:
-        """Whether it has been taken back."""
-        return self._log is None
-
-    @property
-    def record(self) -> EditRecord:
-        """The record of an edit of a single site."""
-        if len(self.records) != 1:
-            raise ValueError(f"record is for edits of one site, this one has {len(self.records)}; use records")
-        return self.records[0]
-
-    def undo(self) -> None:
-        """Restore, in place, every tensor, attribute, optimizer state and site width that the edit changed.
-
-        Optimizer state that came up only after the edit, for a parameter that the edit changed, starts anew: it has the
-        wrong shape. An undo that was interrupted may be asked for again.
-
-        Raises:
-            SurgeryError: the edit was undone already, or a later edit of the same tensors was not.
-        """
-        if self._log is None:
-            raise SurgeryError("an edit can be undone once, and this one has been")
-        if not self._begun and any(tensor.shape != shape for tensor, shape in self._shapes):
-            raise SurgeryError("edits are undone last first, and a later one changed the same tensors; undo that first")
-        self._begun = True
-        self._log.roll_back()
-        self._log = None
-
-
-@dataclass
-class _UndoLog:
-    """What was, in the order of the changes. `tensors` holds (object, old values, old gradient)."""
-
-    model: nn.Module
-    tensors: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)
-    states: list[tuple[torch.optim.Optimizer, nn.Parameter, dict[str, Any] | None]] = field(default_factory=list)
-    attributes: list[AttributeChange] = field(default_factory=list)
-    widths: list[tuple[GrowthSite, int]] = field(default_factory=list)
-
-    def replace(self, tensor: Tensor, values: Tensor) -> None:
-        self.tensors.append((tensor, tensor.data, tensor.grad))
-        replace_data(tensor, values)
-
-    def set(self, changes: Sequence[AttributeChange]) -> None:
-        self.attributes += changes
-        set_attributes(self.model, changes)
-
-    def remember(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
-        # copies: an optimizer counts its steps in place
-        state = pytree.tree_map_only(Tensor, Tensor.clone, dict(optimizer.state.get(parameter, {})))
-        self.states.append((optimizer, parameter, state if parameter in optimizer.state else None))
-
-    def roll_back(self) -> None:
-        try:
-            self._restore()
-        except BaseException:  # an interrupt on the way: all of it once more, for half an edit is worse than a delay
-            self._restore()
-            raise
-
-    def _restore(self) -> None:
-        for tensor, values, gradient in reversed(self.tensors):
-            replace_data(tensor, values)
-            tensor.grad = gradient
-        for optimizer, parameter, state in reversed(self.states):
-            if state is None:
-                _forget(optimizer, parameter)
-            else:
-                optimizer.state[parameter] = state
-        restore_attributes(self.model, self.attributes)
-        for site, width in reversed(self.widths):
-            site.resize(width)
-
-
-def _forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
-    """Drop the state that came up after an edit, the parameter having its old shape again."""
-    dropped = optimizer.state.pop(parameter, {})
-    if isinstance(optimizer, torch.optim.SGD) and dropped.get("momentum_buffer") is not None:
-        # torch's fused SGD fails where some of its parameters have momentum and others none yet; 0 is the same as none
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.data)
-
-
-def lookup(model: nn.Module, name: str, kind: str) -> Tensor:
-    """The parameter or buffer called `name`."""
-    return model.get_parameter(name) if kind == "parameter" else model.get_buffer(name)
+    remedied: bool = True
 
 
 def grow(model: nn.Module, growths: Sequence[Growth], *, optimizer: torch.optim.Optimizer | None = None) -> Edit:
@@ -161,9 +65,11 @@ def grow(model: nn.Module, growths: Sequence[Growth], *, optimizer: torch.optim.
         GrowthRefused: the model is wrapped (DDP, compiled), or a count is below 1.
         SurgeryError: something failed half-way; everything was rolled back.
     """
-    _refuse_wrappers(model)
-    log, records, since = _UndoLog(model), [], _MapsSinceStart()
+    refuse_wrappers(model)
+    _refuse_stale(model, growths)
+    log, records, since = UndoLog(model), [], _MapsSinceStart()
     try:
+        log.clear_caches()
         for growth in growths:
             records.append(_widen(model, growth, optimizer, log, since))
         return Edit(records, log)
@@ -174,13 +80,24 @@ def grow(model: nn.Module, growths: Sequence[Growth], *, optimizer: torch.optim.
         raise SurgeryError(f"widening failed and was rolled back: {type(error).__name__}: {error}") from error
 
 
-def _refuse_wrappers(model: nn.Module) -> None:
+def refuse_wrappers(model: nn.Module) -> None:
+    """Raise GrowthRefused where `model` is, or holds, a wrapper that remembers old sizes (DDP, compiled)."""
     for name, module in model.named_modules():
         kinds = [kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _WRAPPERS]
         if kinds:
             raise GrowthRefused(
                 f"a model must be unwrapped before it grows, got {kinds[0]}{f' at {name}' if name else ''}, which "
                 "remembers old sizes; grow the module inside and wrap it again"
+            )
+
+
+def _refuse_stale(model: nn.Module, growths: Sequence[Growth]) -> None:
+    names = [name for name, _ in structure_of(model)]
+    for growth in growths:
+        if [name for name, _ in growth.site.graph.structure] != names:
+            raise GrowthRefused(
+                f"a site must be found in the model as it is, but modules were added or removed since "
+                f"{growth.site.name} was found; call find_sites again"
             )
 
 
@@ -201,21 +118,31 @@ class _MapsSinceStart:
 
 
 def _widen(
-    model: nn.Module, growth: Growth, optimizer: torch.optim.Optimizer | None, log: _UndoLog, since: _MapsSinceStart
+    model: nn.Module, growth: Growth, optimizer: torch.optim.Optimizer | None, log: UndoLog, since: _MapsSinceStart
 ) -> EditRecord:
     site, old_width = growth.site, growth.site.width
     if growth.num_new < 1:
         raise GrowthRefused(f"{site.name} must grow by at least 1 unit, got {growth.num_new}")
-    changes = []
-    literals, edits = site.literal_changes(growth.num_new), site.tensor_edits(growth.num_new)
+    edits = site.tensor_edits(growth.num_new)
+    values = site.value_edits(growth.num_new) if growth.remedied else ()
+    attribute_edits = site.attribute_edits(growth.num_new)
     _check_names(site, growth.extension, edits)
-    for edit in edits:
-        changes.append(_resize(model, edit, growth.extension, optimizer, log, since))
+    _change_values(model, [one for one in values if not isinstance(one, Silence)], log)
+    changes = [_resize(model, edit, growth.extension, optimizer, log, since) for edit in edits]
+    _change_values(model, [one for one in values if isinstance(one, Silence)], log)
     log.widths.append((site, old_width))
     site.resize(old_width + growth.num_new)
-    attributes = find_attribute_changes(model, literals)
+    names = [name for edit in edits for name in edit.names]
+    attributes = find_attribute_changes(model, attribute_edits, names)
     log.set(attributes)
     return EditRecord(site.name, old_width, site.width, tuple(changes), tuple(attributes))
+
+
+def _change_values(model: nn.Module, edits: Sequence[ValueEdit], log: UndoLog) -> None:
+    """Carry out remedies; `log` remembers what was."""
+    for edit in edits:
+        tensor = lookup(model, edit.name, edit.kind if isinstance(edit, Scale) else "parameter")
+        log.replace(tensor, edited(model, tensor, edit))
 
 
 def _check_names(site: GrowthSite, extension: Extension, edits: Sequence[TensorEdit]) -> None:
@@ -234,7 +161,7 @@ def _resize(
     edit: TensorEdit,
     extension: Extension,
     optimizer: torch.optim.Optimizer | None,
-    log: _UndoLog,
+    log: UndoLog,
     since: _MapsSinceStart,
 ) -> TensorChange:
     name = edit.names[0]
@@ -277,8 +204,8 @@ def _place(
         if here is not None and before is not None:
             here = np.where(here >= 0, before[np.maximum(here, 0)], -1)
         across.append(here if here is not None else before)
-    block = grow_values(given.to(values), across)
     positions = torch.from_numpy(np.flatnonzero(index < 0)).to(values.device)
+    block = grow_values(_repeated(given, dim, len(positions)).to(values), across)
     expected = tuple(len(positions) if d == dim else size for d, size in enumerate(values.shape))
     if tuple(block.shape) != expected:
         raise SurgeryError(
@@ -287,39 +214,15 @@ def _place(
     values.index_copy_(dim, positions, block)
 
 
-@torch.no_grad()
-def replay(model: nn.Module, records: Sequence[EditRecord]) -> None:
-    """Give a seed model, in place, the structure that recorded edits led to; new entries are 0 until weights come.
+def _repeated(given: Tensor, dim: int, count: int) -> Tensor:
+    """`given` with `count` slices along `dim`.
 
-    Raises:
-        UserInputError: the model is not the seed: a tensor or module is missing or has another shape than the record
-            starts from; the model is left as it was.
-        GrowthRefused: the model is wrapped.
+    Where another site of the same event grew along the same dimension (heads, and their size), one new unit has more
+    new positions than before the event. They take the slices over again, each time rolled on, so that no two are equal.
     """
-    _refuse_wrappers(model)
-    log = _UndoLog(model)
-    try:
-        for record in records:
-            _replay_one(record, log)
-    except BaseException:
-        log.roll_back()
-        raise
-
-
-def _replay_one(record: EditRecord, log: _UndoLog) -> None:
-    what = f"replaying {record.site} {record.old_width} -> {record.new_width}"
-    for change in record.tensors:
-        name = change.names[0]
-        try:
-            tensor = lookup(log.model, name, change.kind)
-        except AttributeError as error:
-            raise UserInputError(
-                f"{what}: the model must have the {change.kind} {name}, got none; is it the seed the run started from?"
-            ) from error
-        if tuple(tensor.shape) != change.old_shape:
-            raise UserInputError(
-                f"{what}: {name} must have shape {change.old_shape}, got {tuple(tensor.shape)}; "
-                "is it the seed the run started from?"
-            )
-        log.replace(tensor, grow_values(tensor.data, change.index_maps))
-    log.set(record.attributes)
+    have = given.shape[dim]
+    if have == 0 or count <= have:
+        return given
+    other = max((d for d in range(given.dim()) if d != dim), key=lambda d: given.shape[d], default=dim)
+    rounds = [given.roll(number, other) for number in range(-(-count // have))]
+    return torch.cat(rounds, dim).narrow(dim, 0, count)

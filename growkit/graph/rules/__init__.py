@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from growkit.graph.rules import contraction, elementwise, norm, recurrent, reduction, selection, shape
+from growkit.graph.rules import (
+    contraction,
+    distance,
+    elementwise,
+    joining,
+    mixing,
+    norm,
+    products,
+    recurrent,
+    reduction,
+    reparametrised,
+    scatter,
+    selection,
+    shape,
+    windows,
+)
 from growkit.graph.rules.context import Call, Context, Dims, NoRule, Value
 from growkit.graph.rules.registry import Rule, find_rule, rule
 
@@ -14,12 +29,19 @@ __all__ = [
     "Rule",
     "Value",
     "contraction",
+    "distance",
     "elementwise",
     "find_rule",
+    "joining",
+    "mixing",
     "norm",
+    "products",
     "recurrent",
     "reduction",
+    "reparametrised",
     "rule",
+    "scatter",
     "selection",
     "shape",
+    "windows",
 ]

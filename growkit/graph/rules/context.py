@@ -19,6 +19,7 @@ __all__ = [
     "Context",
     "Contraction",
     "Dims",
+    "Flagged",
     "Literal",
     "NoRule",
     "TensorUse",
@@ -39,7 +40,7 @@ class NoRule(Exception):
     """Raised by a rule that does not cover this form of its operation: the widths it touches are then refused."""
 
 
-@dataclass
+@dataclass(eq=False)
 class TensorUse:
     """What is known of one parameter or buffer, whatever its names; all traces share it.
 
@@ -51,6 +52,7 @@ class TensorUse:
         producer_dims: dimensions that make units, with the order of first use.
         neutral: what new entries are filled with if the tensor is no weight (1 for a scale, 0 for a shift).
         location: the user's "file:line" of the first use.
+        uniform: the value of a buffer with all entries equal: new ones are no question then.
     """
 
     names: tuple[str, ...]
@@ -61,6 +63,7 @@ class TensorUse:
     neutral: float | None = None
     location: str | None = None
     used: bool = False
+    uniform: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,14 @@ class WeightView:
     Attributes:
         tensor: the parameter.
         positions: for each dimension of the view the dimension of the parameter, None where they do not correspond.
+        keeps_zeros: False for other functions of the parameter, entry by entry.
+        except_along: a dimension of the parameter along which zeros do not stay zeros, if there is one.
     """
 
     tensor: TensorUse
     positions: tuple[int | None, ...]
+    keeps_zeros: bool = True
+    except_along: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,15 @@ class Contraction:
 
     dims: Dims
     per_sample: bool
+
+
+@dataclass(frozen=True)
+class Flagged:
+    """A node where a new size of `dim` would change the function, for the reason that `dim` is flagged with."""
+
+    node: Node
+    dim: Dim
+    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -143,8 +159,11 @@ class Context:
         self.training = training
         self.values: dict[Node, Value] = {}
         self.weights: dict[Node, WeightView] = {}
+        self.parts: dict[Node, WeightView] = {}  # pieces of a parameter and functions of its entries
+        self.outer: dict[Node, Node] = {}  # what the inputs of a region are outside it
         self.depends_on_input: set[Node] = set()
         self.literals: list[Literal] = []
+        self.flagged: list[Flagged] = []
         self.contractions: list[Contraction] = []
         self.unknown_ops: dict[str, int] = {}
         self.call: Call | None = None
@@ -170,7 +189,10 @@ class Context:
 
     def flag(self, dim: Dim, text: str) -> None:
         """A new size of `dim` would change the function."""
-        flag(dim, self.reason(text))
+        reason = self.reason(text)
+        flag(dim, reason)
+        if self.call is not None:
+            self.flagged.append(Flagged(self.call.node, dim, reason))
 
     def fixed(self, width: int, text: str) -> Dim:
         """A new dimension that may not change."""
@@ -200,29 +222,33 @@ class Context:
         """The parameter behind a tensor, if it is one up to layout and scale."""
         return self.weights.get(node) if isinstance(node, Node) else None
 
+    def part(self, node: Any) -> WeightView | None:
+        """The parameter behind a tensor, if it is one, a piece of one, or computed entry by entry from one."""
+        return self.weight(node) or (self.parts.get(node) if isinstance(node, Node) else None)
+
     def consume(self, node: Node, dim: int) -> bool:
         """`dim` of the operand is contracted with an activation.
 
         Returns:
             True if the operand is a parameter, so that new entries along `dim` can be silenced.
         """
-        view = self.weight(node)
-        position = view.positions[dim] if view else None
-        if view is None or position is None or view.tensor.kind != "parameter":
+        view = self.part(node)
+        position = view.positions[dim] if view and view.keeps_zeros else None
+        if view is None or position in (None, view.except_along) or view.tensor.kind != "parameter":
             return False
         view.tensor.consumer_dims.add(position)
         return True
 
     def produce(self, node: Any, dim: int) -> None:
         """`dim` of the operand makes units; of operands that are no parameters nothing is noted."""
-        view = self.weight(node)
+        view = self.part(node)
         position = view.positions[dim] if view else None
         if view is not None and position is not None:
             view.tensor.producer_dims.setdefault(position, len(self.values))
 
     def neutral(self, node: Any, fill: float) -> None:
         """The tensor acts element by element: new entries take `fill`."""
-        view = self.weight(node)
+        view = self.part(node)
         if view is not None and view.tensor.neutral is None:
             view.tensor.neutral = fill
 

@@ -11,10 +11,23 @@ from typing import Any
 from torch.fx import Node
 
 from growkit.graph.dimensions import ONE, Dim, Product, free, pin, size
-from growkit.graph.rules.context import Call, Context, Dims, NoRule
+from growkit.graph.rules.context import Call, Context, Dims, NoRule, Value
 from growkit.graph.rules.registry import rule
 
-__all__ = ["COMPUTED", "addmm", "attention", "bilinear", "convolution", "einsum", "embedding", "linear", "matmul"]
+__all__ = [
+    "COMPUTED",
+    "addmm",
+    "attention",
+    "bilinear",
+    "contract_first",
+    "convolution",
+    "einsum",
+    "embedding",
+    "embedding_bag",
+    "embedding_renorm",
+    "linear",
+    "matmul",
+]
 
 COMPUTED = "is contracted with a weight that is computed in the forward"
 
@@ -68,19 +81,43 @@ def addmm(ctx: Context, call: Call) -> Dims:
     return result
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot")
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "linalg_matmul")
 def matmul(ctx: Context, call: Call) -> Dims:
     """Batched matrix products, with vectors on either side."""
+    if any(kind.endswith("SpectralNorm") for kind in _owner_types(call)):
+        for node in ctx.tensors(call):
+            for dim in ctx.dims(node):
+                ctx.pin(dim, "is under a spectral norm, which every new row or column would change")
     return _matmul(ctx, call.at(0), call.at(1))
 
 
 @rule("embedding")
 def embedding(ctx: Context, call: Call) -> Dims:
     """Rows of `w[vocabulary, O]` by index."""
-    w = ctx.dims(call["weight"])
-    ctx.pin(w[0], "is the vocabulary of an embedding")
-    ctx.produce(call["weight"], 1)
-    return (*ctx.dims(call["indices"]), w[1])
+    return (*ctx.dims(call["indices"]), _embedded(ctx, call))
+
+
+@rule("embedding_bag")
+def embedding_bag(ctx: Context, call: Call) -> Value:
+    """Rows added up (or averaged, or their maximum) in bags; three tensors of numbers come along."""
+    for name in ("indices", "offsets", "per_sample_weights"):
+        for dim in ctx.dims(call[name]) if call[name] is not None else ():
+            ctx.pin(dim, "is a number of indices")
+    width = _embedded(ctx, call)
+    shapes = [tuple(value.shape) for value in call.node.meta["val"]]
+    results = [[ctx.fixed(extent, "is a number of bags") for extent in shape] for shape in shapes]
+    for i, shape in enumerate(shapes):
+        if len(shape) == 2:
+            results[i][1] = width
+    return [tuple(result) for result in results]
+
+
+@rule("embedding_renorm_")
+def embedding_renorm(ctx: Context, call: Call) -> Dims:
+    """Rows that are too long are shortened."""
+    w = ctx.dims(call.first)
+    ctx.flag(w[1], f"{call.name} runs over it")
+    return w
 
 
 @rule("bilinear")
@@ -127,6 +164,8 @@ def einsum(ctx: Context, call: Call) -> Dims:
     """One width per letter; a letter that the result lacks is contracted."""
     operands = list(call["tensors"])
     terms, result = _einsum_labels(call["equation"], [len(ctx.dims(node)) for node in operands])
+    if any(len(set(labels)) < len(labels) for labels in (*terms, result)):
+        raise NoRule  # a diagonal
     widths: dict[str, Dim] = {}
     for node, labels in zip(operands, terms, strict=True):
         for label, dim in zip(labels, ctx.dims(node), strict=True):
@@ -140,19 +179,30 @@ def einsum(ctx: Context, call: Call) -> Dims:
                 ctx.produce(node, axis)
     contracted = [label for label in widths if label not in result]
     for label in contracted:
-        _contract_first(
-            ctx, [(node, labels.index(label)) for node, labels in zip(operands, terms, strict=True) if label in labels]
-        )
+        places = [(node, labels.index(label)) for node, labels in zip(operands, terms, strict=True) if label in labels]
+        contract_first(ctx, [(node, axis) for node, axis in places if size(ctx.dims(node)[axis]) != 1])
     if contracted and len(operands) == 2:
         ctx.count(*widths.values())
     return tuple(widths[label] for label in result)
+
+
+def _owner_types(call: Call) -> list[str]:
+    """The names of the types of the modules whose forward runs the call."""
+    return [str(kind) for _, kind in (call.node.meta.get("nn_module_stack") or {}).values()]
+
+
+def _embedded(ctx: Context, call: Call) -> Dim:
+    w = ctx.dims(call["weight"])
+    ctx.pin(w[0], "is the vocabulary of an embedding")
+    ctx.produce(call["weight"], 1)
+    return w[1]
 
 
 def _matmul(ctx: Context, left: Any, right: Any) -> Dims:
     a, b = ctx.dims(left), ctx.dims(right)
     inner = -2 if len(b) > 1 else -1
     ctx.unify(a[-1], b[inner])
-    _contract_first(ctx, [(left, -1), (right, inner)])
+    contract_first(ctx, [(left, -1), (right, inner)])
     rows, columns = a[-2:-1], (b[-1:] if len(b) > 1 else ())
     if rows:
         ctx.produce(left, -2)
@@ -169,10 +219,10 @@ def _contract(ctx: Context, weight: Node, axis: int, dim: Dim) -> None:
         ctx.flag(dim, COMPUTED)
 
 
-def _contract_first(ctx: Context, operands: list[tuple[Node, int]]) -> None:
+def contract_first(ctx: Context, operands: list[tuple[Node, int]]) -> None:
     """Silence the first operand that is a parameter; what it is contracted with then makes its units."""
     silenced = next(((node, axis) for node, axis in operands if ctx.consume(node, axis)), None)
-    if silenced is None:
+    if silenced is None and operands:
         node, axis = operands[0]
         computed = any(one not in ctx.depends_on_input for one, _ in operands)
         ctx.flag(ctx.dims(node)[axis], COMPUTED if computed else "is contracted between two activations")

@@ -11,8 +11,10 @@ __all__ = ["pool", "reduce", "softmax"]
 
 @rule(
     "mean", "sum", "amax", "amin", "max.dim", "min.dim", "max", "min", "var", "std", "var_mean", "std_mean",
-    "logsumexp", "prod", "argmax", "argmin", "linalg_vector_norm", "norm.ScalarOpt_dim",
-    "norm.ScalarOpt_dim_dtype", "norm.Scalar", "any", "all",
+    "logsumexp", "special_logsumexp", "prod", "argmax", "argmin", "linalg_vector_norm", "linalg_norm",
+    "linalg_matrix_norm", "norm.ScalarOpt_dim", "norm.ScalarOpt_dim_dtype", "norm.Scalar", "frobenius_norm.dim",
+    "nuclear_norm", "any", "all", "nansum", "nanmean", "count_nonzero", "median", "nanmedian", "mode", "kthvalue",
+    "quantile", "nanquantile", "aminmax",
 )  # fmt: skip
 def reduce(ctx: Context, call: Call) -> Value:
     """The reduced dimensions are flagged and vanish (or keep size 1)."""
@@ -33,7 +35,8 @@ def reduce(ctx: Context, call: Call) -> Value:
     "max_pool2d", "max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d",
     "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
-    "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
+    "_upsample_bicubic2d_aa", "_upsample_lanczos2d_aa", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
     "replication_pad2d", "replication_pad3d",
 )  # fmt: skip
 def pool(ctx: Context, call: Call) -> Value:
@@ -48,7 +51,7 @@ def pool(ctx: Context, call: Call) -> Value:
     return [result] * call.num_outputs if call.num_outputs > 1 else result
 
 
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "special_softmax", "logcumsumexp")
+@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "special_softmax", "special_log_softmax")
 def softmax(ctx: Context, call: Call) -> Dims:
     """Every output depends on all entries along the dimension."""
     dims = ctx.dims(call.first)

@@ -1,21 +1,23 @@
-"""Operations on shapes: views re-factor dimensions, permutations reorder them, concatenations add, splits cut."""
+"""Operations on shapes: views re-factor dimensions, permutations reorder them, splits cut."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from growkit.graph.dimensions import ONE, Atom, Dim, Product, Sum, free, same, size
+from torch.fx import Node
+
+from growkit.graph.dimensions import ONE, Dim, Product, Sum, free, same, size
 from growkit.graph.rules.context import Call, Context, Dims, NoRule, Value, WeightView
 from growkit.graph.rules.registry import rule
 from growkit.graph.unification import factor, regroup, split, unify
 
-__all__ = ["cat", "expand", "follow_weight", "permute", "resized", "split_", "view"]
+__all__ = ["follow_items", "follow_part", "follow_weight", "permute", "resized", "split_", "view"]
 
 
 @rule(
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_",
-    "view_copy", "view_as", "reshape_as", "ravel",
+    "view_copy", "view_as", "reshape_as", "ravel", "atleast_1d", "atleast_2d", "atleast_3d",
 )  # fmt: skip
 def view(ctx: Context, call: Call) -> Dims:
     """The same elements in the same order under other dimensions; sizes written as numbers are recorded."""
@@ -31,89 +33,50 @@ def view(ctx: Context, call: Call) -> Dims:
         return tuple(ctx.fixed(width, "is reshaped across its boundaries") for width in call.shape)
     remaining = iter(groups)
     result = tuple(ONE if width == 1 else next(remaining) for width in call.shape)
+    if call.name in ("view_as", "reshape_as"):
+        for one, other in zip(result, ctx.dims(call["other"]), strict=True):
+            ctx.unify(one, other)
     _record_sizes(ctx, call, result)
     follow_weight(ctx, call, result)
     return result
 
 
 @rule(
-    "permute",
-    "transpose",
-    "transpose_",
-    "swapaxes",
-    "swapdims",
-    "t",
-    "numpy_T",
-    "mT",
-    "adjoint",
-    "movedim.int",
-    "moveaxis.int",
-)
+    "permute", "transpose", "transpose_", "swapaxes", "swapaxes_", "swapdims", "swapdims_", "t", "t_", "numpy_T",
+    "matrix_H", "mT", "mH", "adjoint", "movedim", "moveaxis",
+)  # fmt: skip
 def permute(ctx: Context, call: Call) -> Dims:
     """Another order of the dimensions."""
     dims = ctx.dims(call.first)
     order = _order(call, len(dims))
-    weight = ctx.weight(call.first)
-    if weight is not None:
-        ctx.weights[call.node] = WeightView(weight.tensor, tuple(weight.positions[i] for i in order))
+    _follow(ctx, call.first, call.node, lambda view: tuple(view.positions[i] for i in order))
     return tuple(dims[i] for i in order)
 
 
-@rule("expand", "expand_as", "broadcast_to", "repeat", "tile")
-def expand(ctx: Context, call: Call) -> Dims:
-    """Dimensions of size 1 are repeated any number of times; others only once."""
-    dims, shape = ctx.dims(call.first), call.shape
-    if shape is None:
-        raise NoRule
-    padded = (ONE,) * (len(shape) - len(dims)) + dims
-    for dim, width in zip(padded, shape, strict=True):
-        if size(dim) != width:
-            ctx.pin(dim, "is repeated")
-    touched = {i for i, dim in enumerate(padded) if size(dim) != shape[i]}
-    result = resized(ctx, padded, shape, touched, "is a number of copies")
-    follow_weight(ctx, call, result)
-    return result
-
-
-@rule("cat", "concat", "concatenate")
-def cat(ctx: Context, call: Call) -> Dims:
-    """Segments along `dim`; all other dimensions are one and the same."""
-    if call.shape is None:
-        raise NoRule
-    parts = [ctx.dims(node) for node in call.first]  # type: ignore[attr-defined]
-    parts = [part for part in parts if len(part) == len(call.shape)]
-    axis = call.get("dim", 0) % len(call.shape)
-    for part in parts[1:]:
-        for i in range(len(call.shape)):
-            if i != axis:
-                ctx.unify(parts[0][i], part[i])
-    segments = [part[axis] if size(part[axis]) != 1 else _single(ctx) for part in parts]
-    return (*parts[0][:axis], Sum(segments), *parts[0][axis + 1 :])
-
-
-@rule("stack")
-def stack(ctx: Context, call: Call) -> Dims:
-    """Equal tensors along a new dimension."""
-    parts = [ctx.dims(node) for node in call["tensors"]]
-    for part in parts[1:]:
-        for one, other in zip(parts[0], part, strict=True):
-            ctx.unify(one, other)
-    axis = call["dim"] % (len(parts[0]) + 1)
-    return (*parts[0][:axis], ctx.fixed(len(parts), "is a number of stacked tensors"), *parts[0][axis:])
-
-
-@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "split_with_sizes_copy")
+@rule(
+    "split", "split_with_sizes", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit", "unsafe_split", "unsafe_chunk",
+    "split_with_sizes_copy", "unsafe_split_with_sizes",
+)  # fmt: skip
 def split_(ctx: Context, call: Call) -> list[Value]:
-    """Segments along `dim`, with the sizes that the trace found."""
+    """Segments along `dim`, with the sizes that the trace found; segments that share one size stay equal."""
     dims = ctx.dims(call.first)
-    axis = call["dim"] % len(dims)
+    default = {"hsplit": min(len(dims) - 1, 1), "vsplit": 0, "dsplit": 2}.get(call.name)
+    axis = call.get("dim", default) % len(dims)
     widths = [int(part.shape[axis]) for part in call.node.meta["val"]]
-    pieces = split(dims[axis], widths, call.location)
-    given = call.get("split_size", call.get("split_sizes"))
-    for i, (piece, width) in enumerate(zip(pieces, widths, strict=True)):
-        if given is not None:
-            ctx.literal(piece, given[i] if isinstance(given, Sequence) else width)
-    return [(*dims[:axis], piece, *dims[axis + 1 :]) for piece in pieces]
+    cut = iter(split(dims[axis], [width for width in widths if width], call.location))
+    pieces = [next(cut) if width else ctx.fixed(0, "is an empty piece") for width in widths]
+    given = call.get("split_size", call.get("split_sizes", call.get("indices")))
+    if not isinstance(given, Sequence):
+        _keep_equal(ctx, pieces, widths, given)
+    elif call.get("indices") is not None:
+        for i, bound in enumerate(given):
+            ctx.literal(Sum(pieces[: i + 1]), bound)
+    else:
+        for piece, width in zip(pieces, given, strict=True):
+            ctx.literal(piece, width)
+    result: list[Value] = [(*dims[:axis], piece, *dims[axis + 1 :]) for piece in pieces]
+    follow_items(ctx, call, lambda view: view.positions)
+    return result
 
 
 @rule("alias")
@@ -181,21 +144,40 @@ def glu(ctx: Context, call: Call) -> Dims:
     return (*dims[:axis], value, *dims[axis + 1 :])
 
 
+def _keep_equal(ctx: Context, pieces: list[Dim], widths: list[int], given: int | None) -> None:
+    """One number says how long the pieces are, or how many: they grow together, or not at all if they differ."""
+    whole = [piece for piece, width in zip(pieces, widths, strict=True) if width == widths[0]]
+    for piece in whole[1:]:
+        ctx.unify(whole[0], piece)
+    if given is not None:
+        ctx.literal(whole[0], given)
+    rest = [piece for piece, width in zip(pieces, widths, strict=True) if width != widths[0]]
+    for piece in rest if given is not None else pieces if rest else ():
+        ctx.pin(piece, "is what an uneven split leaves over")
+
+
 def _order(call: Call, rank: int) -> list[int]:
     """The old position of every new dimension."""
     if call.name == "permute":
         return [axis % rank for axis in call["dims"]]
     order = list(range(rank))
-    if call.name in ("t", "numpy_T"):
+    if call.name in ("t", "t_", "numpy_T", "matrix_H"):
         return order[::-1]
-    if call.name in ("mT", "adjoint"):
+    if call.name in ("mT", "mH", "adjoint"):
         return [*order[:-2], rank - 1, rank - 2]
-    first, second = (call.at(position) % rank for position in (1, 2))
     if call.name.startswith("move"):
-        order.insert(second, order.pop(first))
-    else:
-        order[first], order[second] = order[second], order[first]
+        return _moved(call, rank)
+    first, second = (call.at(position) % rank for position in (1, 2))
+    order[first], order[second] = order[second], order[first]
     return order
+
+
+def _moved(call: Call, rank: int) -> list[int]:
+    """The order after dimensions moved from `source` to `destination`, one or several."""
+    ends = [[end] if isinstance(end, int) else end for end in (call["source"], call["destination"])]
+    places = {to % rank: axis % rank for axis, to in zip(*ends, strict=True)}
+    rest = iter(axis for axis in range(rank) if axis not in places.values())
+    return [places[i] if i in places else next(rest) for i in range(rank)]
 
 
 def _record_sizes(ctx: Context, call: Call, result: Dims) -> None:
@@ -210,27 +192,39 @@ def _record_sizes(ctx: Context, call: Call, result: Dims) -> None:
 
 def follow_weight(ctx: Context, call: Call, result: Dims) -> None:
     """A weight seen through a view is still that weight along the dimensions that are kept whole."""
-    weight = ctx.weight(call.first)
-    if weight is None:
+    if ctx.part(call.first) is None:
         return
     before = ctx.dims(call.first)
 
-    def position(axis: int, dim: Dim) -> int | None:
+    def position(view: WeightView, axis: int, dim: Dim) -> int | None:
         if len(before) == len(result) and size(before[axis]) == size(dim) and same(before[axis], dim):
-            return weight.positions[axis]
+            return view.positions[axis]
         matches = [i for i, old in enumerate(before) if size(dim) != 1 and same(old, dim)]
-        return weight.positions[matches[0]] if len(matches) == 1 else None
+        return view.positions[matches[0]] if len(matches) == 1 else None
 
-    ctx.weights[call.node] = WeightView(weight.tensor, tuple(position(axis, dim) for axis, dim in enumerate(result)))
+    _follow(ctx, call.first, call.node, lambda view: tuple(position(view, i, dim) for i, dim in enumerate(result)))
+
+
+def follow_part(ctx: Context, call: Call, positions: Callable[[WeightView], tuple[int | None, ...]]) -> None:
+    """A piece of a weight: its entries along a dimension are some of those of the weight."""
+    view = ctx.part(call.first)
+    if view is not None:
+        ctx.parts[call.node] = replace(view, positions=positions(view))
+
+
+def follow_items(ctx: Context, call: Call, positions: Callable[[WeightView], tuple[int | None, ...]]) -> None:
+    """The same for each tensor of a list of pieces."""
+    view = ctx.part(call.first)
+    if view is not None:
+        ctx.parts.update({user: replace(view, positions=positions(view)) for user in call.node.users})
+
+
+def _follow(ctx: Context, source: Node, node: Node, positions: Callable[[WeightView], tuple[int | None, ...]]) -> None:
+    table = ctx.weights if source in ctx.weights else ctx.parts
+    if source in table:
+        table[node] = replace(table[source], positions=positions(table[source]))
 
 
 def resized(ctx: Context, dims: Dims, shape: Sequence[int], touched: set[int], text: str) -> Dims:
     """The dimensions with new fixed ones at the touched positions."""
     return tuple(ctx.fixed(shape[i], text) if i in touched else dim for i, dim in enumerate(dims))
-
-
-def _single(ctx: Context) -> Any:
-    """A segment of one entry, which takes part in a sum but never grows."""
-    atom = Atom(1)
-    ctx.pin(atom, "is a segment of size 1")
-    return atom

@@ -27,6 +27,8 @@ def choose_form(wanted: str, site: GrowthSite, measurement: Measurement) -> tupl
     Raises:
         GrowthRefused: "zero_fan_in" was asked for by name and cannot work here.
     """
+    if site.remedies and wanted != "zero_fan_in":
+        return "remedied", "norms or attention products depend on these units, which decides what is zero at first"
     if wanted == "zero_fan_out":
         return wanted, "asked for"
     if site.chain is None:

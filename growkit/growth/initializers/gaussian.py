@@ -33,7 +33,7 @@ class GaussianRandom(Initializer):
 
     def extend(self, site: GrowthSite, num_new: int, measurement: Measurement, generator: torch.Generator) -> Extended:
         form, reason = choose_form(self.settings.form, site, measurement)
-        side = "consumer" if form == "zero_fan_in" else "producer"
+        side = "consumer" if form == "zero_fan_in" else "live"
         return Extended(gaussian_slices(site, num_new, side, measurement, self.settings, generator), form, reason)
 
 
@@ -48,5 +48,5 @@ class ZeroFanOut(Initializer):
         return None
 
     def extend(self, site: GrowthSite, num_new: int, measurement: Measurement, generator: torch.Generator) -> Extended:
-        values = gaussian_slices(site, num_new, "producer", measurement, self.settings, generator)
-        return Extended(values, "zero_fan_out", "its only form")
+        form, reason = choose_form("zero_fan_out", site, measurement)
+        return Extended(gaussian_slices(site, num_new, "live", measurement, self.settings, generator), form, reason)

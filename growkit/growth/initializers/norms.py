@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from growkit.config.growth import InitializerSettings
-from growkit.graph import GrowthSite
+from growkit.graph import GrowthSite, TensorEdit
 from growkit.growth.statistics import Measurement
 
 __all__ = ["gaussian_slices", "scaled", "slice_norm"]
@@ -52,7 +51,8 @@ def gaussian_slices(
     Args:
         site: where.
         num_new: how many units.
-        side: "producer" (the fan-in) or "consumer" (the fan-out).
+        side: "consumer" (the fan-out), or "live": what need not be zero at first, which is the fan-in unless a remedy
+            of the site says otherwise.
         measurement: gives the existing weights.
         settings: how long a slice is.
         generator: source of the directions.
@@ -62,7 +62,7 @@ def gaussian_slices(
         tensor = None if edit.pass_through or edit.kind != "parameter" else measurement.tensor(edit.names[0])
         if tensor is None or tensor.dim() < 2:
             continue
-        for dim in _dims_of(side, edit.consumer_dims, edit.index_maps):
+        for dim in _dims_of(side, edit):
             index = edit.index_maps[dim]
             assert index is not None
             shape = list(tensor.shape)
@@ -72,6 +72,8 @@ def gaussian_slices(
     return values
 
 
-def _dims_of(side: str, consumer_dims: Sequence[int], index_maps: Sequence[object]) -> list[int]:
-    changed = [dim for dim, index in enumerate(index_maps) if index is not None]
-    return [dim for dim in changed if (dim in consumer_dims) == (side == "consumer")]
+def _dims_of(side: str, edit: TensorEdit) -> list[int]:
+    changed = [dim for dim, index in enumerate(edit.index_maps) if index is not None]
+    if side == "consumer":
+        return [dim for dim in changed if dim in edit.consumer_dims]
+    return [dim for dim in changed if dim not in edit.silent_dims]

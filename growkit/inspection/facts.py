@@ -1,0 +1,166 @@
+"""What is found in a model: its size, its growth sites, and the widths that may not grow, by reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from growkit.cost import count_params
+from growkit.graph import GrowthSite, Refusal, Sites
+from growkit.surgery import Inputs, Verdict, verify_sites
+
+__all__ = ["Facts", "RefusalGroup", "SiteFacts", "facts_of"]
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """One width that can grow.
+
+    Attributes:
+        name: of the site.
+        width: units now.
+        producers: names of the tensors that make the units.
+        consumers: names of the tensors that read them.
+        pass_through: names of the tensors that act unit by unit.
+        params_per_unit: parameters that one more unit adds.
+        flops_per_unit: FLOPs per sample that one more unit adds.
+        location: "file:line" where the units are made, or None.
+        verified: whether widening a perturbed copy kept the function; None where nobody tried.
+    """
+
+    name: str
+    width: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    pass_through: tuple[str, ...]
+    params_per_unit: int
+    flops_per_unit: int
+    location: str | None
+    verified: bool | None = None
+
+
+@dataclass(frozen=True)
+class RefusalGroup:
+    """Widths that may not grow for the same reason.
+
+    Attributes:
+        reason: completes the sentence "this width ...".
+        widths: name and size of each, once.
+        locations: the places in the user's code that the reason points at, each once.
+    """
+
+    reason: str
+    widths: tuple[tuple[str, int], ...]
+    locations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is found in a model.
+
+    Attributes:
+        target: what the user named.
+        model: the type of the module.
+        input_shapes: of the example, with its batch.
+        params: number of parameters.
+        flops: of the forward pass of one sample.
+        reach: share of the parameters that are in tensors with a dimension that can grow.
+        path_specialised: True if the forward branches on values and the facts hold for the path of the example.
+        unknown_ops: operations without a rule, with how often each occurs.
+        sites: the widths that can grow, in the order of the forward pass.
+        refusals: the other widths, most frequent reason first.
+        worst_change: largest relative change of an output when all verified sites grew; None where nobody tried.
+    """
+
+    target: str
+    model: str
+    input_shapes: tuple[tuple[int, ...], ...]
+    params: int
+    flops: int
+    reach: float
+    path_specialised: bool
+    unknown_ops: dict[str, int]
+    sites: tuple[SiteFacts, ...]
+    refusals: tuple[RefusalGroup, ...]
+    worst_change: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as JSON can hold them."""
+        return asdict(self)
+
+
+def facts_of(target: str, model: nn.Module, sites: Sites, *, verify: bool = False) -> Facts:
+    """Collect the facts.
+
+    Args:
+        target: what to call the model.
+        model: the module, left as it is.
+        sites: what `growkit.graph.find_sites` found in it.
+        verify: widen a perturbed copy at every site and compare the outputs.
+    """
+    verdict = _verdict(model, sites) if verify else None  # first: sites that can only grow together become one
+    verified = {site.name for site in verdict.sites} if verdict else set()
+    graph = sites.graph
+    args, kwargs = graph.inputs
+    return Facts(
+        target=target,
+        model=type(model).__name__,
+        input_shapes=tuple(tuple(x.shape) for x in (*args, *kwargs.values()) if hasattr(x, "shape")),
+        params=count_params(model),
+        flops=graph.flops(),
+        reach=_reach(model, sites),
+        path_specialised=graph.path_specialised,
+        unknown_ops=dict(graph.unknown_ops),
+        sites=tuple(_site(site, site.name in verified if verdict else None) for site in sites),
+        refusals=_grouped([*sites.refusals, *(verdict.refusals if verdict else ())]),
+        worst_change=verdict.worst if verdict else None,
+    )
+
+
+def _verdict(model: nn.Module, sites: Sites) -> Verdict:
+    """What widening all sites on a perturbed copy shows."""
+    args, kwargs = sites.graph.inputs
+    return verify_sites(model, list(sites), Inputs(args, kwargs))
+
+
+def _site(site: GrowthSite, verified: bool | None) -> SiteFacts:
+    return SiteFacts(
+        name=site.name,
+        width=site.width,
+        producers=_names(site, "producer"),
+        consumers=_names(site, "consumer"),
+        pass_through=_names(site, "pass_through"),
+        params_per_unit=site.params_per_unit,
+        flops_per_unit=site.flops_per_unit,
+        location=site.location,
+        verified=verified,
+    )
+
+
+def _names(site: GrowthSite, role: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(member.names[0] for member in site.members if member.role == role))
+
+
+def _reach(model: nn.Module, sites: Sites) -> float:
+    moved = {member.names[0] for site in sites for member in site.members if member.kind == "parameter"}
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters(remove_duplicate=False)}
+    total = count_params(model)
+    return sum(sizes[name] for name in moved) / total if total else 0.0
+
+
+def _grouped(refusals: Iterable[Refusal]) -> tuple[RefusalGroup, ...]:
+    groups: dict[str, list[Refusal]] = {}
+    for refusal in refusals:
+        groups.setdefault(refusal.reason, []).append(refusal)
+    found = [
+        RefusalGroup(
+            reason,
+            tuple(dict.fromkeys((one.name, one.width) for one in group)),
+            tuple(dict.fromkeys(one.location for one in group if one.location)),
+        )
+        for reason, group in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda group: -len(group.widths)))

@@ -1,0 +1,215 @@
+"""Which sites may grow: all tried at once, then clusters of like sites, then joint sites, then one by one.
+
+The search also finds out which plain attributes must change along with a site: first none, then those that hold the
+size itself, then those that hold a multiple of it; of what helps, only what is needed is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from growkit.graph import GrowthSite, Refusal, SizeAttribute, joins
+from growkit.surgery.trial import LARGEST_BATCH, TOLERANCE, Outcome, Trial, scratch_copy
+from growkit.surgery.verify import Inputs
+
+__all__ = ["Verdict", "verify_sites"]
+
+SMALL_CLUSTER = 4
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a trial showed.
+
+    Attributes:
+        sites: the sites that keep the function, in the order of the forward pass; some are joint.
+        refusals: the others, with the reason.
+        worst: the largest change of an output, relative to the largest output, when all sites grew together.
+        control: the change when the same edit was wrong on purpose.
+    """
+
+    sites: tuple[GrowthSite, ...]
+    refusals: tuple[Refusal, ...]
+    worst: float
+    control: float
+
+
+def verify_sites(
+    model: nn.Module, sites: Sequence[GrowthSite], inputs: Inputs, *, tolerance: float = TOLERANCE
+) -> Verdict:
+    """Widen sites on a perturbed copy and keep those that leave the function as it was.
+
+    Args:
+        model: left untouched.
+        sites: the candidates.
+        inputs: an example batch of at least 2 samples; 8 are looked at.
+        tolerance: largest relative change of an fp32 output that is accepted as it is; a change up to 1e-3 is accepted
+            if float64 shows that it is rounding.
+
+    Returns:
+        The sites that may grow, each settled on the attributes that change along, and a refusal for each other. Sites
+        that can only grow together are joined, and stand in the place of their parts in the graph from then on.
+
+    Raises:
+        ModelError: the model does not run on the inputs, or its outputs are not finite.
+    """
+    if not sites:
+        return Verdict((), (), 0.0, 0.0)
+    inputs = inputs.at_most(LARGEST_BATCH)
+    with scratch_copy(model, inputs) as scratch:
+        return _Search(Trial(scratch, inputs, tolerance)).run(list(sites))
+
+
+@dataclass
+class _Search:
+    """The strategy: all at once, then clusters of like sites, then joint sites, then one by one."""
+
+    trial: Trial
+    failures: dict[str, tuple[GrowthSite, Outcome]] = field(default_factory=dict)
+
+    def run(self, sites: list[GrowthSite]) -> Verdict:
+        guesses = {site.name: site.attributes for site in sites if not site.settled}
+        try:
+            good, outcome = self._search(sites, guesses)
+        except BaseException:  # an interrupt must not leave half a guess behind
+            for site in sites:
+                site.attributes = guesses.get(site.name, site.attributes)
+            raise
+        for site in good:
+            site.settle(site.attributes)
+            if len(site.steps) > 1 and site not in sites:
+                site.graph.adopt(site)
+        refusals = [_refusal(site, failure) for site, failure in self.failures.values()]
+        for site, _ in self.failures.values():
+            site.attributes = guesses.get(site.name, site.attributes)
+        good.sort(key=lambda site: sites.index(site) if site in sites else len(sites))
+        return Verdict(tuple(good), tuple(refusals), outcome.worst, outcome.control)
+
+    def _search(
+        self, sites: list[GrowthSite], guesses: Mapping[str, tuple[SizeAttribute, ...]]
+    ) -> tuple[list[GrowthSite], Outcome]:
+        for site in sites:
+            if not site.settled:
+                site.attributes = _certain(site)  # the guesses come back where a trial fails without
+        outcome = self.trial.of(sites)
+        if outcome.reason is None:
+            return sites, outcome
+        good = [site for cluster in _clusters(sites) for site in self._cluster(cluster, guesses)]
+        return self._together(good + self._joined())
+
+    def _cluster(self, sites: list[GrowthSite], guesses: Mapping[str, tuple[SizeAttribute, ...]]) -> list[GrowthSite]:
+        """The members of a cluster of like sites that may grow; the others become failures."""
+        plain = self.trial.of(sites)
+        if plain.reason is None or self._guessed(sites, guesses).reason is None:
+            return sites
+        if len(sites) == 1:
+            self._fail(sites[0], plain)
+            return []
+        if len(sites) > SMALL_CLUSTER:
+            ends = [self._alone(site, guesses) for site in (sites[0], sites[-1])]
+            if all(end.reason for end in ends):  # like sites fail alike: none of the others is tried alone
+                for site in sites:
+                    self._fail(site, ends[0])
+                return []
+        half = len(sites) // 2
+        return self._cluster(sites[:half], guesses) + self._cluster(sites[half:], guesses)
+
+    def _guessed(self, sites: list[GrowthSite], guesses: Mapping[str, tuple[SizeAttribute, ...]]) -> Outcome:
+        """A trial with the attributes that may have to change: those that hold a size itself, then also multiples."""
+        outcome = Outcome("no attribute is known that could change along")
+        for exact in (True, False):
+            for site in sites:
+                all_of_them = guesses.get(site.name, site.attributes)
+                site.attributes = tuple(one for one in all_of_them if one.ratio == 1 or not exact)
+            if any(site.attributes for site in sites) or exact:
+                first, outcome = outcome, self.trial.of(sites)
+                if outcome.reason is None:
+                    self._drop_needless(sites)
+                    return outcome
+                outcome = outcome if exact else first
+        for site in sites:
+            site.attributes = _certain(site)
+        return outcome
+
+    def _alone(self, site: GrowthSite, guesses: Mapping[str, tuple[SizeAttribute, ...]]) -> Outcome:
+        """A trial of one site; with its guesses if it fails without."""
+        plain = self.trial.of([site])
+        if plain.reason is None:
+            return plain
+        guessed = self._guessed([site], guesses)
+        return guessed if guessed.reason is None else plain
+
+    def _fail(self, site: GrowthSite, outcome: Outcome) -> None:
+        self.failures[site.name] = site, outcome
+
+    def _joined(self) -> list[GrowthSite]:
+        """Joint sites made of failures."""
+        if not self.failures:
+            return []
+        found: list[GrowthSite] = []
+        graph = next(iter(self.failures.values()))[0].graph
+        proposals = joins(graph, [site for site, _ in self.failures.values()])
+        for proposal in proposals:
+            parts = [name for name, (site, _) in self.failures.items() if site.atom in proposal.steps]
+            if len(parts) < len(proposal.steps):
+                continue  # some part grows already, alone or in another joint site
+            if self._guessed([proposal], {proposal.name: proposal.attributes}).reason is None:
+                found.append(proposal)
+                for name in parts:
+                    del self.failures[name]
+        return found
+
+    def _together(self, sites: list[GrowthSite]) -> tuple[list[GrowthSite], Outcome]:
+        """Each was safe with its like; what is not safe with all others is given up."""
+        outcome = self.trial.of(sites) if sites else Outcome(None)
+        if outcome.reason is None:
+            return sites, outcome
+        kept: list[GrowthSite] = []
+        for cluster in _clusters(sites):
+            if len(cluster) > 1 and self.trial.of([*kept, *cluster]).reason is None:
+                kept += cluster
+                continue
+            for site in cluster:
+                outcome = self.trial.of([*kept, site])
+                if outcome.reason is None:
+                    kept.append(site)
+                else:
+                    names = ", ".join(other.name for other in kept[:3]) + (", ..." if len(kept) > 3 else "")
+                    reason = f"it cannot grow at the same events as {names or 'others'}: {outcome.reason}"
+                    self._fail(site, replace(outcome, reason=reason))
+        return kept, self.trial.of(kept) if kept else Outcome(None)
+
+    def _drop_needless(self, sites: list[GrowthSite]) -> None:
+        """Keep only the attributes without whose change the trial fails."""
+        for name in sorted({_pattern(f"{one.module}.{one.path}") for site in sites for one in site.attributes}):
+            before = [site.attributes for site in sites]
+            for site in sites:
+                site.attributes = tuple(one for one in site.attributes if _pattern(f"{one.module}.{one.path}") != name)
+            if self.trial.of(sites).reason is not None:
+                for site, attributes in zip(sites, before, strict=True):
+                    site.attributes = attributes
+
+
+def _clusters(sites: Sequence[GrowthSite]) -> list[list[GrowthSite]]:
+    """Sites that move like-named tensors in like roles."""
+    found: dict[object, list[GrowthSite]] = {}
+    for site in sites:
+        key = frozenset((_pattern(member.names[0]), member.dim, member.role) for member in site.members)
+        found.setdefault(key, []).append(site)
+    return list(found.values())
+
+
+def _certain(site: GrowthSite) -> tuple[SizeAttribute, ...]:
+    return tuple(one for one in site.attributes if one.certain)
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _refusal(site: GrowthSite, outcome: Outcome) -> Refusal:
+    return Refusal(site.name, site.width, outcome.reason or "", outcome.location or site.location)

@@ -1,0 +1,136 @@
+"""What an edit changed, and how it is taken back to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from growkit.errors import SurgeryError
+from growkit.graph import GrowthSite, structure_of
+from growkit.surgery.attributes import restore_attributes, set_attributes
+from growkit.surgery.records import AttributeChange, EditRecord
+from growkit.surgery.tensors import replace_data
+
+__all__ = ["Edit", "UndoLog"]
+
+
+class Edit:
+    """A committed edit of one or more sites; `undo()` takes it back to the last bit.
+
+    Attributes:
+        records: one EditRecord per site, in the order they were applied.
+    """
+
+    def __init__(self, records: list[EditRecord], log: UndoLog):
+        self.records = records
+        self._log: UndoLog | None = log
+        self._shapes = [(tensor, tensor.shape) for tensor, _, _ in log.tensors]
+        self._structure = structure_of(log.model)
+        self._begun = False
+
+    @property
+    def undone(self) -> bool:
+        """Whether it has been taken back."""
+        return self._log is None
+
+    @property
+    def record(self) -> EditRecord:
+        """The record of an edit of a single site."""
+        if len(self.records) != 1:
+            raise ValueError(f"record is for edits of one site, this one has {len(self.records)}; use records")
+        return self.records[0]
+
+    def undo(self) -> None:
+        """Restore, in place, every tensor, attribute, optimizer state and site width that the edit changed.
+
+        Optimizer state that came up only after the edit, for a parameter that the edit changed, starts anew: it has the
+        wrong shape. An undo that was interrupted may be asked for again.
+
+        Raises:
+            SurgeryError: the edit was undone already, or a later edit of the same tensors was not.
+        """
+        if self._log is None:
+            raise SurgeryError("an edit can be undone once, and this one has been")
+        if not self._begun and any(tensor.shape != shape for tensor, shape in self._shapes):
+            raise SurgeryError("edits are undone last first, and a later one changed the same tensors; undo that first")
+        if not self._begun and self._structure != structure_of(self._log.model):
+            raise SurgeryError("edits are undone last first, and modules were added or removed since; undo that first")
+        self._begun = True
+        self._log.roll_back()
+        self._log = None
+
+
+@dataclass
+class UndoLog:
+    """What was, in the order of the changes. `tensors` holds (object, old values, old gradient)."""
+
+    model: nn.Module
+    tensors: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)
+    states: list[tuple[torch.optim.Optimizer, nn.Parameter, dict[str, Any] | None]] = field(default_factory=list)
+    attributes: list[AttributeChange] = field(default_factory=list)
+    caches: list[tuple[dict[Any, Any], dict[Any, Any]]] = field(default_factory=list)
+    widths: list[tuple[GrowthSite, int]] = field(default_factory=list)
+
+    def replace(self, tensor: Tensor, values: Tensor) -> None:
+        self.tensors.append((tensor, tensor.data, tensor.grad))
+        replace_data(tensor, values)
+
+    def set(self, changes: Sequence[AttributeChange]) -> None:
+        self.attributes += changes
+        set_attributes(self.model, changes)
+
+    def clear_caches(self) -> None:
+        """Empty dictionaries of tensors that modules keep beside their state: what was derived has an old size."""
+        for module in self.model.modules():
+            for name, value in vars(module).items():
+                if name not in _REGISTRIES and type(value) is dict and _all_tensors(value):
+                    self.caches.append((value, dict(value)))
+                    value.clear()
+
+    def remember(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
+        # copies: an optimizer counts its steps in place
+        state = pytree.tree_map_only(Tensor, Tensor.clone, dict(optimizer.state.get(parameter, {})))
+        self.states.append((optimizer, parameter, state if parameter in optimizer.state else None))
+
+    def roll_back(self) -> None:
+        try:
+            self._restore()
+        except BaseException:  # an interrupt on the way: all of it once more, for half an edit is worse than a delay
+            self._restore()
+            raise
+
+    def _restore(self) -> None:
+        for tensor, values, gradient in reversed(self.tensors):
+            replace_data(tensor, values)
+            tensor.grad = gradient
+        for optimizer, parameter, state in reversed(self.states):
+            if state is None:
+                _forget(optimizer, parameter)
+            else:
+                optimizer.state[parameter] = state
+        restore_attributes(self.model, self.attributes)
+        for cache, content in self.caches:
+            cache.clear()
+            cache.update(content)
+        for site, width in reversed(self.widths):
+            site.resize(width)
+
+
+_REGISTRIES = frozenset(vars(nn.Module()))
+
+
+def _all_tensors(values: dict[Any, Any]) -> bool:
+    return bool(values) and all(isinstance(value, Tensor) and not value.is_leaf for value in values.values())
+
+
+def _forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
+    """Drop the state that came up after an edit, the parameter having its old shape again."""
+    dropped = optimizer.state.pop(parameter, {})
+    if isinstance(optimizer, torch.optim.SGD) and dropped.get("momentum_buffer") is not None:
+        # torch's fused SGD fails where some of its parameters have momentum and others none yet; 0 is the same as none
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.data)

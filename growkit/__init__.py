@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         TrainingError,
         UserInputError,
     )
-    from growkit.graph import DepthPlace, GrowthSite, Places, Refusal, Sites, find_places, find_sites
+    from growkit.graph import DepthPlace, GrowthSite, Places, Refusal, Sites, find_places, find_sites, rule
     from growkit.pipeline import RunResult, run
     from growkit.surgery import deepen
 
@@ -51,6 +51,7 @@ __all__ = [
     "grow",
     "load",
     "load_config",
+    "rule",
     "run",
     "verify_sites",
     "widen",
@@ -61,7 +62,7 @@ _HOMES = {
     "growkit.checkpoint": ("load",),
     "growkit.config": ("Config", "load_config"),
     "growkit.errors": tuple(name for name in __all__ if name.endswith(("Error", "Refused"))),
-    "growkit.graph": ("DepthPlace", "GrowthSite", "Places", "Refusal", "Sites", "find_places", "find_sites"),
+    "growkit.graph": ("DepthPlace", "GrowthSite", "Places", "Refusal", "Sites", "find_places", "find_sites", "rule"),
     "growkit.pipeline": ("RunResult", "run"),
     "growkit.surgery": ("deepen",),
 }

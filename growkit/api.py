@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
-from torch.utils import _pytree as pytree
 
 from growkit.config import Config, config_from_overrides, load_config
 from growkit.config.data import MemorySettings
@@ -18,16 +16,18 @@ from growkit.config.growth import RandomSettings, ZeroSettings
 from growkit.config.models import LiveModelSettings
 from growkit.data import data_from_user
 from growkit.errors import GrowthRefused, ModelError, SurgeryError, UserInputError
-from growkit.graph import GrowthSite, Sites, arguments_of
+from growkit.graph import GrowthSite, Sites, check_model, check_values
 from growkit.growth.base import History
 from growkit.growth.controller import GrowthEvent
 from growkit.growth.initializers import build_initializer
 from growkit.growth.statistics import Measurement
 from growkit.pipeline import Stage, run
 from growkit.report import Observer
-from growkit.surgery import Edit, Extension, Growth, Inputs, Observation, Verdict, function_change, observe
+from growkit.surgery import Edit, Extension, Growth, Inputs, Observation, Verdict, function_change, observe, untouched
 from growkit.surgery import grow as operate
 from growkit.surgery import verify_sites as try_out
+from growkit.surgery.guard import example_for, rounding_of, taken_back
+from growkit.surgery.transaction import refuse_stale
 
 __all__ = ["Grown", "grow", "verify_sites", "widen"]
 
@@ -88,7 +88,7 @@ def grow(
         >>> grown.model[0].out_features > 3
         True
     """
-    _check_module(model)
+    check_model(model)
     settings = _settings(config, budget, root, type(model).__qualname__)
     memory = settings.data
     assert isinstance(memory, MemorySettings)
@@ -112,14 +112,6 @@ def grow(
         refusals=[f"{refusal.name}: {refusal.reason}" for refusal in outcome.refusals],
         folder=outcome.folder,
     )
-
-
-def _check_module(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise UserInputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    lazy = [name for name, p in model.named_parameters() if isinstance(p, UninitializedParameter)]
-    if lazy:
-        raise UserInputError(f"a lazy module must be run once before it grows, got {lazy[0]} without a shape")
 
 
 def _settings(
@@ -189,11 +181,12 @@ def widen(
         example: a batch to compare the outputs on, as for `find_sites`; None takes the one the site was found with.
 
     Raises:
-        UserInputError: an initializer that needs data.
-        GrowthRefused: the model is wrapped, or num_new is not a whole number >= 1.
-        ModelError: the model does not run on the example, or gives outputs that are not finite.
+        UserInputError: `model` is no module or `site` no site, or the initializer needs data.
+        GrowthRefused: the model is wrapped, the site is of another model, or num_new is not a whole number >= 1.
+        ModelError: the model has no values, does not run on the example, or gives outputs that are not finite.
         SurgeryError: the wider model fails or computes something else; it is as it was before the call.
     """
+    _check_sites(model, [site])
     settings = {"zero": ZeroSettings(), "random": RandomSettings(form="zero_fan_out")}.get(initializer)
     if settings is None:
         raise UserInputError(
@@ -202,35 +195,27 @@ def widen(
         )
     if isinstance(num_new, bool) or not isinstance(num_new, int) or num_new < 1:
         raise GrowthRefused(f"{site.name} must grow by a whole number of units >= 1, got {num_new!r}")
-    inputs = _example_of(model, site, example)
+    inputs = example_for(model, site.graph.inputs, example)
     before = _first_look(model, inputs)
     site = _tried(model, site, inputs)
     nothing = Measurement(model, _no_loss, Inputs(), torch.empty(0), (site,))
     extended = build_initializer(settings).extend(site, num_new, nothing, torch.Generator().manual_seed(seed))
-    edit: Edit | None = None
-    try:
-        edit = operate(model, [Growth(site, num_new, Extension(extended.values))], optimizer=optimizer)
+    what, advice = f"widening {site.name!r} by {num_new}", f"look for its width {site.width} in the forward"
+    with taken_back(what, site.location, f"{advice}, or compare on another batch with example=") as edits:
+        edits.append(operate(model, [Growth(site, num_new, Extension(extended.values))], optimizer=optimizer))
         change = function_change(before, observe(model, inputs)).worst
-        if change > (tolerance := _rounding(model)):
+        if change > (tolerance := rounding_of(model)):
             raise SurgeryError(f"it changes the outputs by {change:.1e} of their size, more than {tolerance:.1e}")
-    except BaseException as error:  # also an interrupt
-        if edit is not None:
-            edit.undo()
-        if not isinstance(error, Exception) or isinstance(error, GrowthRefused):
-            raise
-        cause = str(error) if isinstance(error, SurgeryError) else f"the model fails: {type(error).__name__}: {error}"
-        place = f" ({site.location})" if site.location else ""
-        raise SurgeryError(
-            f"widening {site.name!r} by {num_new}{place} was taken back: {cause}; look for its width {site.width} in "
-            "the forward, or compare on another batch with example="
-        ) from error
-    return edit
+    return edits[0]
 
 
 def verify_sites(
     model: nn.Module, sites: Sites | Sequence[GrowthSite], *, example: Tensor | tuple | dict | None = None
 ) -> Verdict:
     """Try sites out on a perturbed copy of `model`, and join those that can only grow together.
+
+    Hooks run on the copy as well. What the model keeps in plain attributes is as before, also where a hook or a method
+    of the copy reaches into the model itself; what they write to anywhere else stays written.
 
     Args:
         model: the module the sites were found in; it stays as it is.
@@ -243,7 +228,9 @@ def verify_sites(
         that change when the same edit was wrong on purpose.
 
     Raises:
-        ModelError: the model does not run on the example, or gives outputs that are not finite.
+        UserInputError: `model` is no module, or `sites` are no sites.
+        GrowthRefused: the model is wrapped, or a site is of another model.
+        ModelError: the model has no values, does not run on the example, or gives outputs that are not finite.
 
     Example:
         >>> import growkit
@@ -253,10 +240,25 @@ def verify_sites(
         >>> [site.name for site in verdict.sites], verdict.worst < 1e-5 < verdict.control
         (['0'], True)
     """
-    candidates = list(sites)
+    candidates: list[Any] = list(sites) if isinstance(sites, Iterable) and not isinstance(sites, str) else [sites]
+    _check_sites(model, candidates)
     if not candidates:
         return try_out(model, [], Inputs())
-    return try_out(model, candidates, _example_of(model, candidates[0], example))
+    with untouched(model):
+        return try_out(model, candidates, example_for(model, candidates[0].graph.inputs, example))
+
+
+def _check_sites(model: Any, sites: Sequence[Any]) -> None:
+    check_model(model)
+    check_values(model)
+    for site in sites:
+        if not isinstance(site, GrowthSite):
+            item = f"[{site!r}]" if isinstance(site, str | int) else ""
+            raise UserInputError(
+                f"a site must come from growkit.find_sites(model, example){item}, got "
+                f"{type(site).__name__} {site!r:.80}"
+            )
+    refuse_stale(model, sites)
 
 
 def _tried(model: nn.Module, site: GrowthSite, inputs: Inputs) -> GrowthSite:
@@ -267,7 +269,8 @@ def _tried(model: nn.Module, site: GrowthSite, inputs: Inputs) -> GrowthSite:
     """
     if site.settled:
         return site
-    verdict = try_out(model, [site], inputs)
+    with untouched(model):
+        verdict = try_out(model, [site], inputs)
     if verdict.sites:
         return verdict.sites[0]
     place = f" ({site.location})" if site.location else ""
@@ -275,13 +278,6 @@ def _tried(model: nn.Module, site: GrowthSite, inputs: Inputs) -> GrowthSite:
         f"{site.name!r}{place} cannot be widened: {verdict.refusals[0].reason}; look for its width {site.width} in the "
         "forward. Sites that can only grow together are found by growkit.verify_sites(model, sites)"
     )
-
-
-def _example_of(model: nn.Module, site: GrowthSite, example: Tensor | tuple | dict | None) -> Inputs:
-    """What to compare outputs on, where the model is now."""
-    args, kwargs = site.graph.inputs if example is None else arguments_of(example)
-    device = next((parameter.device for parameter in model.parameters()), None)
-    return Inputs(*pytree.tree_map_only(Tensor, lambda x: x.to(device), (args, kwargs)))
 
 
 def _first_look(model: nn.Module, inputs: Inputs) -> Observation:
@@ -293,12 +289,6 @@ def _first_look(model: nn.Module, inputs: Inputs) -> Observation:
     if function_change(before, before).worst > 0.0:
         raise ModelError(f"the model's outputs on the example must be finite, got inf or NaN; {remedy}")
     return before
-
-
-def _rounding(model: nn.Module) -> float:
-    """The largest relative change of an output taken for rounding."""
-    types = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
-    return max([1e-5, *(8 * torch.finfo(dtype).eps for dtype in types)])
 
 
 def _no_loss(outputs: Any, targets: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from growkit.cost import count_flops, count_params
 from growkit.data import Data, load_data, num_batches
 from growkit.device import ComputePolicy, choose_compute
 from growkit.errors import ModelError, UserInputError
-from growkit.graph import find_sites
+from growkit.graph import Refusal, check_model, check_values, copy_of, find_sites
 from growkit.growth.base import Clock
 from growkit.growth.controller import GrowthController
 from growkit.growth.plan import GrowthPlan
@@ -24,7 +23,7 @@ from growkit.models import build_model, check_output
 from growkit.optim import build_optimizer
 from growkit.report import check_writable
 from growkit.rng import Streams, isolated
-from growkit.surgery import Inputs, untouched
+from growkit.surgery import Inputs, lookup, untouched
 from growkit.train import Trainer, data_loss
 
 __all__ = ["Assembly", "assemble"]
@@ -87,7 +86,8 @@ def assemble(
     data = data.to(compute.device)
     if config.control == "none":
         return _fit(config, data, model, compute)
-    planned = _fit(config.model_copy(update={"control": "none"}), data, copy.deepcopy(model), compute)
+    trial = None if model is None else copy_of(model)
+    planned = _fit(config.model_copy(update={"control": "none"}), data, trial, compute)
     return _control(config, data, model, compute, planned)
 
 
@@ -97,20 +97,25 @@ def _fit(
     streams = Streams(config.seed)
     with isolated(streams.seed_of("init")):
         model = live if live is not None else build_model(config.model, data.input_shape, data.num_outputs)
+    check_model(model)
+    check_values(model)
+    if config.growth.when.name != "never":
+        copy_of(model)  # events measure on copies: a model that allows none is refused before it trains
     compute.place(model)
     example = data.example(2)
-    check_output(model, example, data.num_outputs, data.task)
     optimizer = build_optimizer(config.train.optimizer, model.parameters())
     steps_per_epoch = num_batches(data, "train", config.train.batch_size, training=True)
     clock = Clock(steps_per_epoch, total_steps or steps_per_epoch * config.train.epochs)
     loss = data_loss(data.task, config.train.label_smoothing)
-    _rehearse(config, model, data, loss, compute)
-    controller = GrowthController(
-        model, find_sites(model, example), config.growth, loss, compute, streams.generator("growth")
-    )
-    controller.prepare(Inputs((data.example(TRIAL_SAMPLES),)))
-    plan = controller.plan(clock)
-    counted = count_flops(model, example)
+    with untouched(model):  # its forward and its hooks may write to what it keeps
+        check_output(model, example, data.num_outputs, data.task)
+        _rehearse(config, model, data, loss, compute)
+        sites = find_sites(model, example)
+        controller = GrowthController(model, sites, config.growth, loss, compute, streams.generator("growth"))
+        _give_up_complex(controller)
+        controller.prepare(Inputs((data.example(TRIAL_SAMPLES),)))
+        plan = controller.plan(clock)
+        counted = count_flops(model, example)
     _check_budget(config, count_params(model), counted.total)
     # the graph's own formulas serve hypothetical widths; what they leave out does not change with the widths they know
     beyond_graph = counted.total - controller.sites.graph.flops()
@@ -183,6 +188,16 @@ def _planned_flops(plan: GrowthPlan, controller: GrowthController, trainer: Trai
             for steps, widths in plan.stages(trainer.total_steps)
         )
     )
+
+
+def _give_up_complex(controller: GrowthController) -> None:
+    """Refuse the sites with complex weights: no initializer has a rule for their gradients and activations."""
+    for site in list(controller.tracked):
+        names = [m.names[0] for m in site.members if lookup(controller.model, m.names[0], m.kind).is_complex()]
+        if names:
+            reason = f"moves the complex weight {names[0]!r}, for which no initializer has a rule"
+            controller.refusals.append(Refusal(site.name, site.width, reason, site.location))
+            controller.tracked.remove(site)
 
 
 def _rehearse(config: Config, model: nn.Module, data: Data, loss: Loss, compute: ComputePolicy) -> None:

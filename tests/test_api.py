@@ -53,6 +53,7 @@ SETTINGS = {
 
 
 def test_an_arbitrary_module_grows(data: tuple[Tensor, Tensor]):
+    torch.manual_seed(0)
     seed = Residual()
     grown = growkit.grow(seed, data, config={**SETTINGS, "growth.fallback": "zero"}, observers=())
     assert grown.model is seed
@@ -277,3 +278,11 @@ def test_the_example_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     exec(compile(example, "README.md", "exec"), names)
     assert names["grown"].result["test"]["accuracy"] > 0.9
     assert names["model"].get_submodule("1").out_features == names["grown"].model.get_submodule("1").out_features > 16
+
+
+def test_the_example_by_hand_in_the_readme_runs():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    names: dict[str, Any] = {}
+    exec(compile(readme.split("```python\n")[2].split("```")[0], "README.md", "exec"), names)
+    assert names["model"].get_submodule("1.self_attn").num_heads == 5
+    assert names["model"](torch.randn(2, 5, 8)).shape == (2, 5, 3)

@@ -572,7 +572,7 @@ def test_a_user_can_give_a_rule_for_an_own_operation():
             return self.layers[2](self.layers[1](mirror(self.layers[0](x))))
 
     assert find_sites(Mirrored(), vector())[0].name == "layers.1"
-    rule("growkit_tests.mirror")(lambda ctx, call: ctx.dims(call.first))
+    rule("growkit_tests::mirror")(lambda ctx, call: ctx.dims(call.first))
     assert find_sites(Mirrored(), vector())[0].name == "layers.0"
 
 

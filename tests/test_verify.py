@@ -295,3 +295,19 @@ def test_a_relu_that_is_silent_on_a_small_batch_is_no_reason_to_refuse() -> None
         model = nn.Sequential(nn.Linear(20, 5, bias=False), nn.ReLU(), nn.Linear(5, 10, bias=False))
         example = torch.randn(2, 20)
         assert refused(model, find_sites(model, example), example) == []
+
+
+@pytest.mark.parametrize("weights", [True, False], ids=["with weights", "without"])
+def test_dropout_inside_torch_attention_and_recurrent_layers_is_left_out(weights: bool) -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True)
+            self.memory = nn.LSTM(4, 4, num_layers=2, dropout=0.5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.memory(self.heads(x, x, x, need_weights=weights)[0])[0]
+
+    model, inputs = Nested(), Inputs((torch.randn(2, 3, 4),))
+    assert torch.equal(observe(model, inputs).train[0], observe(model, inputs, seed=1).train[0])
+    assert torch.allclose(observe(model, inputs).train[0], observe(model, inputs).eval[0], atol=1e-6)

@@ -25,30 +25,14 @@ from growkit.surgery import Edit, Extension, Growth, grow
 EXACT = 1e-9
 
 NOT_YET: dict[str, tuple[str, ...]] = {
-    # attributes: several that hold one number, or of a module further out
-    "gpt2": ("h.*.attn.c_attn 6", "h.*.attn.c_attn 8"),
-    "gpt2 untied": ("wte 48",),
-    "gru classifier": ("rnn 10",),
-    "decoy attribute": ("qkv 3",),
-    "halves": ("a 6",),
-    # remedies: a norm whose gain comes after a cast, heads that fill the stream, joint head sizes
-    "llama": ("embed_tokens 48",),
-    "llama tied": ("embed_tokens 48",),
-    "qwen": ("embed_tokens 48",),
-    "t5 encoder": ("shared 32",),
-    "swin": ("stem",),
+    # remedies: products of gathered features, joint head sizes
     "dlrm": ("emb_l.* 8",),
     "graph attention": ("lin 6",),
-    # the trial: dropout inside a recurrent layer
-    "lstm tagger": ("lstm 9",),
     # rules: sizes that depend on data, products of weights, parts of a width
     "lstm tagger, packed": ("embedding 12", "lstm 9", "hidden2tag.0 15"),
     "routed experts": ("experts.*.w1 12", "embed 10"),
     "lora": ("first.lora_B 12",),
     "in place on views": ("b 9",),
-    # outputs of classes that torch.export does not know
-    "own class of output": ("a 12",),
-    "dataclass output": ("a 12",),
 }
 """What a perfect tool would do and growkit does not yet: entry -> expectations, as `expectations` writes them."""
 

@@ -5,11 +5,13 @@ Read `sites` for what comes out, `dimensions` and `unification` for the algebra,
 
 from __future__ import annotations
 
+from growkit.graph.acceptance import check_model, check_values, refuse_wrappers
 from growkit.graph.depth_place import DepthPlace, PlaceRefusal, Places, structure_of
 from growkit.graph.growth_site import GrowthSite
 from growkit.graph.joins import joins
 from growkit.graph.model_graph import ModelGraph
-from growkit.graph.module_state import attributes_kept
+from growkit.graph.module_state import attributes_kept, copy_of
+from growkit.graph.outputs import output_tensors
 from growkit.graph.places import find_places
 from growkit.graph.records import (
     AttributeEdit,
@@ -50,9 +52,14 @@ __all__ = [
     "ValueEdit",
     "arguments_of",
     "attributes_kept",
+    "check_model",
+    "check_values",
+    "copy_of",
     "find_places",
     "find_sites",
     "joins",
+    "output_tensors",
+    "refuse_wrappers",
     "rule",
     "structure_of",
 ]

@@ -61,7 +61,7 @@ class GrowthSite:
         self.members = tuple(
             Member(record.names, record.kind, axis, role_of(record, axis)) for record, axis in self.uses
         )
-        self.attributes = tuple(attributes)
+        self.attributes = tuple(one for one in attributes if one.likely)
         self.settled = False
         self.location = _first_producer(self.uses).location
         self.chain = None if len(self.steps) > 1 or remedies else _chain(self.atom, self.uses, graph)

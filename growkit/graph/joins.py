@@ -28,7 +28,7 @@ def _by_attribute(graph: ModelGraph, sites: Sequence[GrowthSite]) -> Iterator[Gr
     groups: list[tuple[set[object], list[GrowthSite]]] = []
     for site in sites:
         carriers = graph.carriers_of(site.steps)
-        keys: set[object] = {(one.holder, one.ratio, site.width) for one in carriers}
+        keys: set[object] = {(one.holder, one.ratio, site.width) for one in carriers if one.likely}
         members = [site]
         for group in [group for group in groups if group[0] & keys]:
             groups.remove(group)
@@ -46,10 +46,10 @@ def _by_product(graph: ModelGraph, sites: Sequence[GrowthSite]) -> Iterator[Grow
     for stream in sites:
         products = list(_products(graph, stream.atom))
         for choose in (_first, _last):
-            factors = [factor for dim in products if (factor := choose(dim, site_of, stream.atom)) is not None]
-            if not factors or len(factors) < len(products):
+            chosen = [(dim, factor) for dim in products if (factor := choose(dim, site_of, stream.atom)) is not None]
+            if not chosen:
                 continue
-            ratios = {factor: size(dim) // factor.size for factor, dim in zip(factors, products, strict=True)}
+            ratios = {factor: size(dim) // factor.size for dim, factor in chosen}
             step = math.lcm(*ratios.values())
             steps = {factor: step // ratio for factor, ratio in ratios.items()} | {stream.atom: step}
             yield graph.join([stream, *(site_of[factor] for factor in ratios)], steps)

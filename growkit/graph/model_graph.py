@@ -104,20 +104,20 @@ class ModelGraph:
 
     def carriers_of(self, atoms: Collection[Atom]) -> tuple[SizeAttribute, ...]:
         """The attributes that may hold a number that changes with the atoms."""
-        found = {
-            (one.module, one.path, structure(one.dim), one.ratio): one
-            for literal, carriers in zip(self.literals, self._carriers, strict=True)
-            if any(atom in atoms for atom in leaves(literal.dim))
-            for one in carriers
-        }
+        found: dict[object, SizeAttribute] = {}
+        for literal, carriers in zip(self.literals, self._carriers, strict=True):
+            if any(atom in atoms for atom in leaves(literal.dim)):
+                for one in carriers:
+                    key = one.module, one.path, structure(one.dim), one.ratio
+                    found[key] = one if key not in found or one.likely else found[key]
         return tuple(found.values())
 
     def owners_of(self, atom: Atom) -> set[str]:
-        """The modules that see the atom: the innermost owners of the operations on values that carry it."""
+        """The modules that see the atom: the two innermost owners of the operations on values that carry it."""
         if self._owners is None:
             self._owners = {}
             for node, value in ((n, v) for ctx in self.contexts for n, v in ctx.values.items()):
-                owners = owners_of(node)[:1]
+                owners = owners_of(node)[:2]
                 for one in {leaf for dim in flat(value) for leaf in leaves(dim)} if owners else ():
                     self._owners.setdefault(one, set()).update(owners)
         return self._owners.get(atom, set())

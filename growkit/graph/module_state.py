@@ -1,16 +1,21 @@
-"""What a module keeps in plain attributes, put back after its forward ran: caches, counters, last outputs."""
+"""A module as a thing that is lent: plain attributes put back after its forward ran, and copies to try things on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["attributes_kept"]
+from growkit.errors import ModelError
+
+__all__ = ["attributes_kept", "copy_of"]
 
 _REGISTRIES = frozenset(vars(nn.Module()))
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @contextmanager
@@ -42,3 +47,56 @@ def _restore(module: nn.Module, saved: dict[str, tuple[Any, Any]]) -> None:
             value.update(content)
         if module.__dict__.get(name) is not value:
             module.__dict__[name] = value
+
+
+def copy_of(model: _Module) -> _Module:
+    """A deep copy to try things on, also where a plain attribute cannot be copied.
+
+    Such an attribute (a lock, a generator, an open file) is shared with the model; a tensor with history is copied
+    without it. Modules and parameters are never shared.
+
+    Raises:
+        ModelError: a module cannot be copied for another reason.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception:  # a user's module may hold anything
+        memo: dict[int, Any] = {}
+        _spare(model, memo, set())
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(
+            f"a model must allow a deep copy, on which growth is tried out, got {type(error).__name__}: {error}; "
+            "give the module a __deepcopy__ that works"
+        ) from error
+
+
+def _spare(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
+    """Enter in a memo of deepcopy what is to stand for the parts of `value` that cannot be copied."""
+    if id(value) in seen or _copies(value, memo):
+        return
+    seen.add(id(value))
+    parts = list(_parts(value))
+    for part in parts:
+        _spare(part, memo, seen)
+    if isinstance(value, nn.Module | nn.Parameter) or _copies(value, memo):
+        return
+    if all(_copies(part, memo) for part in parts):  # else another part, further up, is what cannot be copied
+        memo[id(value)] = value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _copies(value: Any, memo: dict[int, Any]) -> bool:
+    try:
+        copy.deepcopy(value, dict(memo))
+    except Exception:
+        return False
+    return True
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, list | tuple | set | frozenset):
+        return value
+    return () if isinstance(value, ModuleType | Tensor) else getattr(value, "__dict__", {}).values()

@@ -169,8 +169,8 @@ def _gain(ctx: Context, node: Node) -> tuple[WeightView | None, list[Node]]:
 
 def _only_users(node: Node) -> Iterator[Node]:
     """The chain of single users through casts, and the first user that is no cast."""
-    while len(node.users) == 1:
-        node = next(iter(node.users))
+    while len(users := [user for user in node.users if "_assert" not in str(user.target)]) == 1:
+        node = users[0]
         if node.op != "call_function":
             return
         yield node

@@ -21,7 +21,7 @@ def find_sites(model: nn.Module, example: Example) -> Sites:
     """Find every width of a module that can grow without changing its function.
 
     Args:
-        model: any module; it is left as it was.
+        model: any module; it is left as it was. Weights on the meta device will do.
         example: one batch of inputs with at least two samples: a tensor, the tuple of positional arguments or the
             dictionary of keyword arguments. The first dimension of the first tensor is the batch.
 
@@ -29,7 +29,8 @@ def find_sites(model: nn.Module, example: Example) -> Sites:
         The sites in the order of the forward pass, with the refused widths in `.refusals`.
 
     Raises:
-        ModelError: if the module cannot be traced.
+        UserInputError: it is no module, or one of a kind that cannot grow: wrapped, scripted, quantised, lazy, sparse.
+        ModelError: the module cannot be traced on the example.
 
     Example:
         >>> import torch

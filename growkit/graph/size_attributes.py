@@ -7,7 +7,7 @@ around the operation that keeps an equal number, or a simple multiple of it. Ver
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -47,6 +47,7 @@ class SizeAttribute:
         ratio: the attribute over the size of the dimension.
         holder: tells the object that holds the number from others; modules may share one.
         certain: whether it is an argument of the operation by its own name, so that there is nothing to guess.
+        likely: whether it holds the size itself, in the innermost module that holds it; the others are tried later.
     """
 
     module: str
@@ -55,6 +56,7 @@ class SizeAttribute:
     ratio: Fraction
     holder: tuple[int, str]
     certain: bool = False
+    likely: bool = True
 
     def value(self, sizes: Mapping[Atom, int]) -> int | None:
         """The number under hypothetical sizes; None where it is not whole."""
@@ -71,15 +73,17 @@ def find_carriers(modules: Mapping[str, nn.Module], literal: Literal) -> list[Si
     """
     wanted = size(literal.dim)
     owners = [owner for owner in literal.owners if owner in modules]
-    for owner in owners:
-        if found := _matching(owner, modules[owner], literal.dim, wanted, Fraction(1)):
-            return found
-    for owner in owners:
-        for ratio in RATIOS:
-            if (ratio * wanted).denominator == 1 and ratio * wanted > 1:
-                if found := _matching(owner, modules[owner], literal.dim, int(ratio * wanted), ratio):
-                    return found
-    return []
+    equal = [_matching(owner, modules[owner], literal.dim, wanted, Fraction(1)) for owner in owners]
+    likely = next((found for found in equal if found), [])
+    multiples = [
+        one
+        for owner in owners
+        for ratio in RATIOS
+        if (number := ratio * wanted).denominator == 1 and number > 1
+        for one in _matching(owner, modules[owner], literal.dim, int(number), ratio)
+    ]
+    others = [one for found in equal if found is not likely for one in found] + multiples
+    return likely + [replace(one, likely=False) for one in others if not one.certain]
 
 
 def plain_numbers(module: nn.Module) -> Iterator[tuple[str, int | float, tuple[int, str]]]:

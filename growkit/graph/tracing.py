@@ -13,17 +13,21 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram, draft_export, export
 from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
 
 from growkit.errors import ModelError
+from growkit.graph.acceptance import check_model
 from growkit.graph.module_state import attributes_kept
+from growkit.graph.outputs import plain_outputs
 
 __all__ = ["Example", "Source", "Trace", "arguments_of", "location_of", "owners_of", "trace_both_modes"]
 
@@ -65,17 +69,22 @@ def trace_both_modes(model: nn.Module, example: Example) -> tuple[Trace, Trace]:
     """Trace a module in train and in eval mode; its mode, buffers, gradients and the random state stay as they were.
 
     Args:
-        model: any module.
+        model: any module; one on the meta device too.
         example: one batch of inputs, on the module's device.
 
     Returns:
         The trace in train mode and the trace in eval mode.
 
     Raises:
-        ModelError: if the module cannot be traced.
+        UserInputError: it is no module, or one of a kind that cannot be traced.
+        ModelError: tracing fails, or the example holds no samples.
     """
+    check_model(model)
     args, kwargs = arguments_of(example)
-    with _untouched(model):
+    _check_samples(args, kwargs)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
+    with _untouched(model), plain_outputs(model):
         return _trace(model, args, kwargs, training=True), _trace(model, args, kwargs, training=False)
 
 
@@ -106,18 +115,31 @@ def arguments_of(example: Example) -> tuple[tuple, dict[str, Any]]:
     """An example as the positional and the keyword arguments of a call.
 
     Raises:
-        ModelError: it is none of the three kinds.
+        ModelError: it is none of the three kinds, or holds arrays in place of tensors.
     """
+    if any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(example)):
+        raise ModelError("An example must hold torch tensors, got a numpy array; torch.from_numpy(x) makes one of it.")
     if isinstance(example, Tensor):
         return (example,), {}
-    if isinstance(example, dict):
-        return (), example
+    if isinstance(example, Mapping):
+        return (), dict(example)
     if isinstance(example, tuple):
         return example, {}
     raise ModelError(
         "An example must be a tensor, a tuple of positional arguments or a dictionary of keyword arguments, "
         f"got {type(example).__name__}. For one batch `x`, pass `x` or `(x,)`."
     )
+
+
+def _check_samples(args: tuple, kwargs: dict[str, Any]) -> None:
+    if _samples(args, kwargs) == 0:
+        raise ModelError("An example must hold samples, got a batch of none; pass a batch of two or more.")
+
+
+def _samples(args: tuple, kwargs: dict[str, Any]) -> int | None:
+    """The first dimension of the first tensor that has one."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), None)
 
 
 def _trace(model: nn.Module, args: tuple, kwargs: dict[str, Any], *, training: bool) -> Trace:
@@ -129,9 +151,10 @@ def _trace(model: nn.Module, args: tuple, kwargs: dict[str, Any], *, training: b
             program, specialised = draft_export(model, args, kwargs, strict=False), True
         except Exception as second:
             mode = "train" if training else "eval"
+            few = " It holds one sample; pass two or more." if _samples(args, kwargs) == 1 else ""
             raise ModelError(
                 f"{type(model).__name__} cannot be traced in {mode} mode: {_summary(second)}{_user_frame(second)} "
-                f"(torch.export: {_summary(first)}). Check that the model runs on the example by itself."
+                f"(torch.export: {_summary(first)}). Check that the model runs on the example by itself.{few}"
             ) from second
     return Trace(program.graph, _sources(program), training, specialised)
 
@@ -186,10 +209,16 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet_logs() -> Iterator[None]:
     """Hold back what export logs and prints: it reaches the user as `path_specialised` or as an error."""
-    before = logging.root.manager.disable
+    before, structured = logging.root.manager.disable, logging.getLogger("torch.__trace")
     logging.disable(logging.CRITICAL)
+    structured.addFilter(_nothing)  # `draft_export` would open a file for each trace, never closed nor removed
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
+        structured.removeFilter(_nothing)
         logging.disable(before)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False

@@ -54,7 +54,7 @@ def _sizes(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
         tensor = weight if weight is not None else module.running_mean
         return {} if tensor is None else {"num_features": tensor.shape[0]}
     if isinstance(module, nn.RNNBase):
-        return {"input_size": module.get_parameter("weight_ih_l0").shape[1]}
+        return _recurrent_sizes(module)
     if isinstance(module, nn.RNNCellBase):
         rows, columns = module.weight_ih.shape
         return {"input_size": columns, "hidden_size": rows // (rows // module.weight_hh.shape[1])}
@@ -79,6 +79,13 @@ def _sizes(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
     if isinstance(module, nn.PReLU):
         return {"num_parameters": weight.shape[0]}
     return {}
+
+
+def _recurrent_sizes(module: nn.RNNBase) -> dict[str, Any]:
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    rows, columns = module.get_parameter("weight_ih_l0").shape
+    projected = {"proj_size": module.get_parameter("weight_hr_l0").shape[0]} if module.proj_size else {}
+    return {"input_size": columns, "hidden_size": rows // gates} | projected
 
 
 def read_attribute(model: nn.Module, module: str, path: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils import _pytree as pytree
 
 from growkit.device import exact_arithmetic
-from growkit.errors import GrowthRefused, ModelError, SurgeryError
-from growkit.graph import DepthPlace, arguments_of, structure_of
+from growkit.errors import ModelError, SurgeryError, UserInputError
+from growkit.graph import DepthPlace, check_model, check_values, copy_of, structure_of
 from growkit.rng import isolated
 from growkit.surgery.depth import DepthEdit, insert
 from growkit.surgery.dropout import WithoutDropout
-from growkit.surgery.transaction import refuse_wrappers
+from growkit.surgery.guard import example_for, rounding_of, taken_back
 from growkit.surgery.verify import Inputs, Observation, function_change, observe, untouched
 
 __all__ = ["deepen"]
@@ -62,8 +60,10 @@ def deepen(
         example: a batch to compare the outputs on, as for `find_places`; None takes the one the place was found with.
 
     Raises:
+        UserInputError: `model` is no module, or `place` no place.
         GrowthRefused: the model is wrapped, the block cannot be copied, or the optimizer cannot take it.
-        ModelError: the place is stale, the model does not run on the example, or gives outputs that are not finite.
+        ModelError: the place is stale, the model has no values or cannot be copied, does not run on the example, or
+            gives outputs that are not finite.
         SurgeryError: the deeper model fails or computes something else; it is as it was before the call.
 
     Example:
@@ -75,31 +75,31 @@ def deepen(
         >>> len(model), edit.record.position
         (5, 2)
     """
-    refuse_wrappers(model)
+    check_model(model)
+    check_values(model)
+    if not isinstance(place, DepthPlace):
+        item = f"[{place!r}]" if isinstance(place, str | int) else ""
+        raise UserInputError(
+            f"a place must come from growkit.find_places(model, example){item}, got "
+            f"{type(place).__name__} {place!r:.80}"
+        )
     if structure_of(model) != place.structure:
         raise ModelError(
             f"the place after {place.name!r} must be of the model as it is, but its modules have changed since it was "
             "found; call find_places again"
         )
     batches = _batches(model, place, example)
-    edit: DepthEdit | None = None
     before = _first_looks(model, batches)
-    try:
-        _try_on_a_copy(model, place, batches[: len(before)], seed)
-        edit = insert(model, place, optimizer=optimizer, seed=seed)
+    with taken_back(
+        f"one more {place.kind} after {place.name!r}",
+        place.location,
+        f"look in the forward for numbers, lengths and lists that go with {place.container or 'the model'!r}, or "
+        "compare on another batch with example=",
+    ) as edits:
+        with untouched(model):
+            _try_on_a_copy(model, place, batches[: len(before)], seed)
+        edits.append(edit := insert(model, place, optimizer=optimizer, seed=seed))
         _compare(model, edit, batches, before)
-    except BaseException as error:  # also an interrupt
-        if edit is not None:
-            edit.undo()
-        if not isinstance(error, Exception) or isinstance(error, GrowthRefused):
-            raise
-        cause = str(error) if isinstance(error, SurgeryError) else f"the model fails: {type(error).__name__}: {error}"
-        where = f" ({place.location})" if place.location else ""
-        raise SurgeryError(
-            f"one more {place.kind} after {place.name!r}{where} was taken back: {cause}; look in the forward for "
-            f"numbers, lengths and lists that go with {place.container or 'the model'!r}, or compare on another batch "
-            "with example="
-        ) from error
     return edit
 
 
@@ -117,9 +117,7 @@ class _Look:
 
 def _batches(model: nn.Module, place: DepthPlace, example: Tensor | tuple | dict | None) -> list[Inputs]:
     """The example where the model is now, and a batch of another size."""
-    args, kwargs = place.inputs if example is None else arguments_of(example)
-    device = next((parameter.device for parameter in model.parameters()), None)
-    inputs = Inputs(*pytree.tree_map_only(Tensor, lambda x: x.to(device), (args, kwargs)))
+    inputs = example_for(model, place.inputs, example)
     return [inputs, inputs.one_more()]
 
 
@@ -150,7 +148,7 @@ def _look(model: nn.Module, inputs: Inputs, new: Sequence[nn.Module]) -> _Look:
 
 
 def _compare(model: nn.Module, edit: DepthEdit, batches: Sequence[Inputs], before: Sequence[_Look]) -> None:
-    tolerance = _rounding(model)
+    tolerance = rounding_of(model)
     new = {id(module) for child in edit.children for module in child.modules()}
     old = {id(module) for module in model.modules() if _has_state(module)} - new
     for batch, look in zip(batches, before, strict=False):
@@ -171,12 +169,7 @@ def _has_state(module: nn.Module) -> bool:
 
 def _try_on_a_copy(model: nn.Module, place: DepthPlace, batches: Sequence[Inputs], seed: int) -> None:
     """On a perturbed copy: branches that are zero at the start, as many a model has, would hide any fault."""
-    try:
-        trial = copy.deepcopy(model)
-    except Exception as error:  # a user's module may hold anything
-        raise GrowthRefused(
-            f"a model must allow a deep copy to become deeper, got {type(error).__name__}: {error}"
-        ) from error
+    trial = copy_of(model)
     _perturb(trial)
     before = [_look(trial, batch, []) for batch in batches]
     edit = insert(trial, place, seed=seed)
@@ -258,9 +251,3 @@ def _perturb(model: nn.Module) -> None:
             buffer.add_(0.05 * noise(buffer))
         elif name.endswith("running_var"):
             buffer.mul_(1.0 + 0.2 * noise(buffer).tanh())
-
-
-def _rounding(model: nn.Module) -> float:
-    """The largest relative change of an output taken for rounding."""
-    types = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
-    return max([1e-5, *(8 * torch.finfo(dtype).eps for dtype in types)])

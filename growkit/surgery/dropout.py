@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -20,6 +21,12 @@ _DROPOUTS = {
 }
 
 
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
+_DROPOUT_OF_HEADS = list(inspect.signature(F.multi_head_attention_forward).parameters).index("dropout_p")
+
+
 class WithoutDropout(TorchFunctionMode):
     """Every torch dropout passes its input on, also the one inside attention; modules stay in train mode.
 
@@ -33,6 +40,11 @@ class WithoutDropout(TorchFunctionMode):
         given = dict(kwargs or {})
         if func in _DROPOUTS:
             return args[0] if args else given["input"]
+        if getattr(func, "__name__", "") in _RECURRENT:
+            # dropout between layers is the one float among the arguments, wherever a packed input moves it
+            return func(*(0.0 if type(arg) is float else arg for arg in args), **given)
+        if func is F.multi_head_attention_forward:  # what it calls inside does not come by here
+            return func(*args[:_DROPOUT_OF_HEADS], 0.0, *args[_DROPOUT_OF_HEADS + 1 :], **given)
         if func is F.scaled_dot_product_attention:
             return func(*args[:4], **(given | _without_dropout(args)))
         return func(*args, **given)

@@ -7,8 +7,9 @@ size itself, then those that hold a multiple of it; of what helps, only what is 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 from torch import nn
 
@@ -19,6 +20,7 @@ from growkit.surgery.verify import Inputs
 __all__ = ["Verdict", "verify_sites"]
 
 SMALL_CLUSTER = 4
+MOST_GUESSES = 8  # of attributes, where each alone is tried
 
 
 @dataclass(frozen=True)
@@ -72,75 +74,72 @@ class _Search:
     failures: dict[str, tuple[GrowthSite, Outcome]] = field(default_factory=dict)
 
     def run(self, sites: list[GrowthSite]) -> Verdict:
-        guesses = {site.name: site.attributes for site in sites if not site.settled}
+        before = [(site, site.attributes) for site in sites]
         try:
-            good, outcome = self._search(sites, guesses)
+            good, outcome = self._search(sites)
         except BaseException:  # an interrupt must not leave half a guess behind
-            for site in sites:
-                site.attributes = guesses.get(site.name, site.attributes)
+            for site, attributes in before:
+                site.attributes = attributes
             raise
         for site in good:
             site.settle(site.attributes)
             if len(site.steps) > 1 and site not in sites:
                 site.graph.adopt(site)
         refusals = [_refusal(site, failure) for site, failure in self.failures.values()]
-        for site, _ in self.failures.values():
-            site.attributes = guesses.get(site.name, site.attributes)
+        for site, attributes in before:
+            if not site.settled:
+                site.attributes = attributes
         good.sort(key=lambda site: sites.index(site) if site in sites else len(sites))
         return Verdict(tuple(good), tuple(refusals), outcome.worst, outcome.control)
 
-    def _search(
-        self, sites: list[GrowthSite], guesses: Mapping[str, tuple[SizeAttribute, ...]]
-    ) -> tuple[list[GrowthSite], Outcome]:
+    def _search(self, sites: list[GrowthSite]) -> tuple[list[GrowthSite], Outcome]:
         for site in sites:
             if not site.settled:
                 site.attributes = _certain(site)  # the guesses come back where a trial fails without
         outcome = self.trial.of(sites)
         if outcome.reason is None:
             return sites, outcome
-        good = [site for cluster in _clusters(sites) for site in self._cluster(cluster, guesses)]
+        good = [site for cluster in _clusters(sites) for site in self._cluster(cluster)]
         return self._together(good + self._joined())
 
-    def _cluster(self, sites: list[GrowthSite], guesses: Mapping[str, tuple[SizeAttribute, ...]]) -> list[GrowthSite]:
+    def _cluster(self, sites: list[GrowthSite]) -> list[GrowthSite]:
         """The members of a cluster of like sites that may grow; the others become failures."""
         plain = self.trial.of(sites)
-        if plain.reason is None or self._guessed(sites, guesses).reason is None:
+        if plain.reason is None or self._guessed(sites).reason is None:
             return sites
         if len(sites) == 1:
             self._fail(sites[0], plain)
             return []
         if len(sites) > SMALL_CLUSTER:
-            ends = [self._alone(site, guesses) for site in (sites[0], sites[-1])]
+            ends = [self._alone(site) for site in (sites[0], sites[-1])]
             if all(end.reason for end in ends):  # like sites fail alike: none of the others is tried alone
                 for site in sites:
                     self._fail(site, ends[0])
                 return []
         half = len(sites) // 2
-        return self._cluster(sites[:half], guesses) + self._cluster(sites[half:], guesses)
+        return self._cluster(sites[:half]) + self._cluster(sites[half:])
 
-    def _guessed(self, sites: list[GrowthSite], guesses: Mapping[str, tuple[SizeAttribute, ...]]) -> Outcome:
-        """A trial with the attributes that may have to change: those that hold a size itself, then also multiples."""
+    def _guessed(self, sites: list[GrowthSite]) -> Outcome:
+        """Trials with the attributes that may have to change, until one succeeds."""
         outcome = Outcome("no attribute is known that could change along")
-        for exact in (True, False):
+        known = {site.name: site.attributes if site.settled else site.graph.carriers_of(site.steps) for site in sites}
+        for chosen in _guesses([one for site in sites for one in known[site.name]]):
             for site in sites:
-                all_of_them = guesses.get(site.name, site.attributes)
-                site.attributes = tuple(one for one in all_of_them if one.ratio == 1 or not exact)
-            if any(site.attributes for site in sites) or exact:
-                first, outcome = outcome, self.trial.of(sites)
-                if outcome.reason is None:
-                    self._drop_needless(sites)
-                    return outcome
-                outcome = outcome if exact else first
+                site.attributes = tuple(one for one in known[site.name] if one.certain or _pattern_of(one) in chosen)
+            outcome = self.trial.of(sites)
+            if outcome.reason is None:
+                self._drop_needless(sites)
+                return outcome
         for site in sites:
             site.attributes = _certain(site)
         return outcome
 
-    def _alone(self, site: GrowthSite, guesses: Mapping[str, tuple[SizeAttribute, ...]]) -> Outcome:
+    def _alone(self, site: GrowthSite) -> Outcome:
         """A trial of one site; with its guesses if it fails without."""
         plain = self.trial.of([site])
         if plain.reason is None:
             return plain
-        guessed = self._guessed([site], guesses)
+        guessed = self._guessed([site])
         return guessed if guessed.reason is None else plain
 
     def _fail(self, site: GrowthSite, outcome: Outcome) -> None:
@@ -157,7 +156,7 @@ class _Search:
             parts = [name for name, (site, _) in self.failures.items() if site.atom in proposal.steps]
             if len(parts) < len(proposal.steps):
                 continue  # some part grows already, alone or in another joint site
-            if self._guessed([proposal], {proposal.name: proposal.attributes}).reason is None:
+            if self._guessed([proposal]).reason is None:
                 found.append(proposal)
                 for name in parts:
                     del self.failures[name]
@@ -185,10 +184,10 @@ class _Search:
 
     def _drop_needless(self, sites: list[GrowthSite]) -> None:
         """Keep only the attributes without whose change the trial fails."""
-        for name in sorted({_pattern(f"{one.module}.{one.path}") for site in sites for one in site.attributes}):
+        for name in sorted({_pattern_of(one) for site in sites for one in site.attributes}):
             before = [site.attributes for site in sites]
             for site in sites:
-                site.attributes = tuple(one for one in site.attributes if _pattern(f"{one.module}.{one.path}") != name)
+                site.attributes = tuple(one for one in site.attributes if one.certain or _pattern_of(one) != name)
             if self.trial.of(sites).reason is not None:
                 for site, attributes in zip(sites, before, strict=True):
                     site.attributes = attributes
@@ -201,6 +200,27 @@ def _clusters(sites: Sequence[GrowthSite]) -> list[list[GrowthSite]]:
         key = frozenset((_pattern(member.names[0]), member.dim, member.role) for member in site.members)
         found.setdefault(key, []).append(site)
     return list(found.values())
+
+
+def _guesses(attributes: Sequence[SizeAttribute]) -> Iterator[frozenset[str]]:
+    """Sets of attributes to change: all that hold the size, all but one or two, one alone, all with a further one."""
+    likely = list(dict.fromkeys(_pattern_of(one) for one in attributes if one.likely and not one.certain))
+    others = list(dict.fromkeys(_pattern_of(one) for one in attributes if not one.likely))
+    yield frozenset(likely)
+    if len(likely) <= MOST_GUESSES:
+        for left_out in (1, 2):
+            if len(likely) > left_out + 1:
+                yield from (frozenset(likely) - {*some} for some in combinations(likely, left_out))
+    if len(likely) > 1:
+        yield from (frozenset({one}) for one in likely)
+    others = [one for one in others if one not in likely][:MOST_GUESSES]
+    yield from (frozenset([*likely, one]) for one in others)
+    if len(others) > 1:
+        yield frozenset([*likely, *others])
+
+
+def _pattern_of(attribute: SizeAttribute) -> str:
+    return _pattern(f"{attribute.module}.{attribute.path}") + ("" if attribute.ratio == 1 else f" x {attribute.ratio}")
 
 
 def _certain(site: GrowthSite) -> tuple[SizeAttribute, ...]:

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from growkit.errors import GrowthRefused, SurgeryError
-from growkit.graph import GrowthSite, Scale, Silence, TensorEdit, ValueEdit, structure_of
+from growkit.graph import GrowthSite, Scale, Silence, TensorEdit, ValueEdit, refuse_wrappers, structure_of
+from growkit.graph.dimensions import size
 from growkit.surgery.attributes import find_attribute_changes
 from growkit.surgery.records import EditRecord, IndexMap, TensorChange
 from growkit.surgery.tensors import grow_state, grow_values, neutral_fill
 from growkit.surgery.undo import Edit, UndoLog
 from growkit.surgery.values import edited, lookup
 
-__all__ = ["Extension", "Growth", "grow", "refuse_wrappers"]
-
-# by name: some of them exist only in some builds of torch
-_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule", "DataParallel")
+__all__ = ["Extension", "Growth", "grow", "refuse_stale", "refuse_wrappers"]
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,11 @@ def grow(model: nn.Module, growths: Sequence[Growth], *, optimizer: torch.optim.
         The committed edit.
 
     Raises:
-        GrowthRefused: the model is wrapped (DDP, compiled), or a count is below 1.
+        GrowthRefused: the model is wrapped (DDP, compiled), a site is stale, or a count is below 1.
         SurgeryError: something failed half-way; everything was rolled back.
     """
     refuse_wrappers(model)
-    _refuse_stale(model, growths)
+    refuse_stale(model, [growth.site for growth in growths])
     log, records, since = UndoLog(model), [], _MapsSinceStart()
     try:
         log.clear_caches()
@@ -80,25 +78,29 @@ def grow(model: nn.Module, growths: Sequence[Growth], *, optimizer: torch.optim.
         raise SurgeryError(f"widening failed and was rolled back: {type(error).__name__}: {error}") from error
 
 
-def refuse_wrappers(model: nn.Module) -> None:
-    """Raise GrowthRefused where `model` is, or holds, a wrapper that remembers old sizes (DDP, compiled)."""
-    for name, module in model.named_modules():
-        kinds = [kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _WRAPPERS]
-        if kinds:
-            raise GrowthRefused(
-                f"a model must be unwrapped before it grows, got {kinds[0]}{f' at {name}' if name else ''}, which "
-                "remembers old sizes; grow the module inside and wrap it again"
-            )
-
-
-def _refuse_stale(model: nn.Module, growths: Sequence[Growth]) -> None:
+def refuse_stale(model: nn.Module, sites: Sequence[GrowthSite]) -> None:
+    """Raise GrowthRefused where a site was found in another model, or in this one before it changed."""
     names = [name for name, _ in structure_of(model)]
-    for growth in growths:
-        if [name for name, _ in growth.site.graph.structure] != names:
+    for site in sites:
+        if [name for name, _ in site.graph.structure] != names:
             raise GrowthRefused(
-                f"a site must be found in the model as it is, but modules were added or removed since "
-                f"{growth.site.name} was found; call find_sites again"
+                f"a site must be found in the model as it is, but modules were added or removed since {site.name} was "
+                "found, or it is a site of another model; call find_sites again"
             )
+        for use, _ in site.uses:
+            expected, found = tuple(size(dim) for dim in use.dims), _shape(model, use.names[0], use.kind)
+            if found != expected:
+                raise GrowthRefused(
+                    f"a site must be found in the model as it is, but for {site.name} the {use.kind} {use.names[0]!r} "
+                    f"must have shape {expected}, got {found or 'none'}; call find_sites again"
+                )
+
+
+def _shape(model: nn.Module, name: str, kind: str) -> tuple[int, ...] | None:
+    try:
+        return tuple(lookup(model, name, kind).shape)
+    except AttributeError:  # torch has no other way to say that there is none
+        return None
 
 
 class _MapsSinceStart:

@@ -8,7 +8,6 @@ must be noticed.
 from __future__ import annotations
 
 import contextlib
-import copy
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from growkit.device import exact_arithmetic
 from growkit.errors import GrowthRefused, ModelError, SurgeryError
-from growkit.graph import GrowthSite, attributes_kept
+from growkit.graph import GrowthSite, attributes_kept, copy_of
 from growkit.rng import isolated
 from growkit.surgery.transaction import Extension, Growth, grow
 from growkit.surgery.undo import Edit
@@ -71,6 +70,8 @@ class Trial:
             raise ModelError(f"the model must run on the example, got {text}; give a batch that fits") from error
         other, second = _second_look(model, inputs)
         self.batches, self.before = [inputs, other], [first, second]
+        if not first.eval or not first.train:
+            raise ModelError("the model must give floating-point tensors to be compared, got none on the example")
         if any(function_change(one, one).worst > 0.0 for one in self.before):
             raise ModelError("the model's outputs on the example must be finite, got inf or NaN")
 
@@ -117,7 +118,7 @@ class Trial:
             return outcome
         if self._exact is None:
             try:
-                self._exact = Trial(copy.deepcopy(self.model).double(), self.inputs.double(), EXACT)
+                self._exact = Trial(copy_of(self.model).double(), self.inputs.double(), EXACT)
             except Exception:  # not every model runs in float64
                 return outcome
         exact = self._exact._attempt(sites, draw)
@@ -146,7 +147,9 @@ class Trial:
         with untouched(self.model), exact_arithmetic(), torch.enable_grad(), isolated(0):
             self.model.train()
             self.model.zero_grad()
-            outputs = [output.float() for output in self.batches[0].call(self.model)]
+            outputs = [output.float() for output in self.batches[0].call(self.model) if output.requires_grad]
+            if not outputs:  # all weights are frozen
+                return list(new_entries(self.model, edit))
             torch.stack([(output * torch.randn_like(output)).sum() for output in outputs]).sum().backward()
         unreached = [
             site
@@ -220,7 +223,7 @@ def _first_line(error: BaseException) -> str:
 def scratch_copy(model: nn.Module, inputs: Inputs) -> Iterator[nn.Module]:
     """A perturbed copy to try things on; where a model cannot be copied, itself, put back to the last bit."""
     try:
-        clone = copy.deepcopy(model)
+        clone = copy_of(model)
     except Exception:
         with _borrowed(model):
             _perturb(model, inputs)

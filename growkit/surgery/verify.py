@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from growkit.device import exact_arithmetic
-from growkit.graph import attributes_kept
+from growkit.graph import attributes_kept, output_tensors
 from growkit.rng import isolated
 from growkit.surgery.dropout import WithoutDropout
 from growkit.surgery.tensors import grow_values, is_new
@@ -38,9 +38,9 @@ class Inputs:
     kwargs: dict[str, Any] | None = None
 
     def call(self, model: nn.Module) -> list[Tensor]:
-        """The floating-point outputs of `model`, flattened."""
-        leaves = pytree.tree_leaves(model(*self.args, **(self.kwargs or {})))
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        """The floating-point outputs of `model`, flattened, whatever the classes that hold them."""
+        outputs = output_tensors(model(*self.args, **(self.kwargs or {})))
+        return [output for output in outputs if output.is_floating_point()]
 
     @property
     def batch(self) -> int | None:

@@ -330,8 +330,10 @@ ENTRIES = (
         "swin",
         Swin,
         image,
-        grows=(("blocks.*.mlp.0", 56), ("merge.reduction", 48), ("stem", None)),
-        notes="the stream grows with the heads of both blocks; merge.reduction is read by a norm only",
+        grows=(("blocks.*.mlp.0", 56), ("merge.reduction", 48)),
+        refused={"stem": "normalised together with other widths or positions"},
+        notes="one norm reads four tokens of the stream side by side, which a shift of each token would change; the "
+        "width behind the merging is read by a norm only",
     ),
     Entry(
         "perceiver",

@@ -20,17 +20,17 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
     Args:
         names: "conv2d" covers every overload of `aten.conv2d`, "max.dim" one of them; other libraries give their
-            namespace: "my_ops.scan".
+            namespace: "my_ops::scan". A later rule takes the place of an earlier one.
 
     Example:
-        >>> @rule("my_ops.negate")
+        >>> @rule("my_ops::negate")
         ... def negate(ctx, call):
         ...     return ctx.dims(call.first)
     """
 
     def register(function: Rule) -> Rule:
         for name in names:
-            _RULES[name] = function
+            _RULES[name.replace("::", ".").removeprefix("aten.")] = function
         return function
 
     return register

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from growkit.device import exact_arithmetic
 from growkit.errors import TrainingError
-from growkit.graph import GrowthSite
+from growkit.graph import GrowthSite, copy_of
 from growkit.growth.statistics.gradient import GradientMatrix, gradient_matrix
 from growkit.growth.statistics.tap import Call, Tap
 from growkit.rng import isolated
@@ -101,7 +100,7 @@ class Measurement:
     def response(self, site: GrowthSite, fan_in: dict[tuple[str, int], Tensor]) -> Tensor:
         """Gradient norms of the zero fan-out of units with the given fan-in, measured on a copy: [K]."""
         assert site.chain is not None
-        model = copy.deepcopy(self.model)
+        model = copy_of(self.model)
         count = next(iter(fan_in.values())).shape[0]
         edit = grow(model, [Growth(site, count, Extension(fan_in))])
         try:
@@ -139,7 +138,7 @@ class Measurement:
     def _probe_activations(self, sites: list[GrowthSite]) -> dict[str, ActivationFacts]:
         """Widen a copy by one silent unit per site and watch what becomes of its zero pre-activation."""
         self.forwards += 2
-        model = copy.deepcopy(self.model)
+        model = copy_of(self.model)
         edit = grow(model, [Growth(site, 1) for site in sites])
         try:
             names = {name for site in sites if site.chain for name in (site.chain.producer, site.chain.consumer)}

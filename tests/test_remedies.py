@@ -261,13 +261,30 @@ def test_a_stream_that_must_be_heads_times_their_size_grows_by_whole_heads(atten
     model, sites = prepared(Transformer(attention=attention))
     verdict = growkit.verify_sites(copy.deepcopy(model).float(), sites, example=IMAGE)
     stream = next(site for site in verdict.sites if site.name == "patches")
-    assert stream.width == 2 and sorted(stream.steps.values()) == [1, 1, 4]
+    assert stream.width == 2 and [*stream.steps.values()] == [1, 1] and len(stream.ties) == 1
     assert sites["patches"] is stream
     assert_exact(model, stream, 1)
     assert_exact(model, stream, 2)
     assert model.head.in_features == 5 * 4
     heads = {getattr(block.attention, "heads", None) or block.attention.num_heads for block in model.blocks}
     assert heads == {5}
+
+
+@pytest.mark.parametrize("attention", [TiedToStream, TorchAttention])
+def test_the_same_stream_also_grows_by_the_size_of_heads_in_any_order(attention: Callable[[int, int], nn.Module]):
+    model, sites = prepared(Transformer(attention=attention))
+    verdict = growkit.verify_sites(copy.deepcopy(model).float(), sites, example=IMAGE)
+    by_heads, by_size = [site for site in verdict.sites if site.ties]
+    assert (by_heads.width, by_size.width, verdict.refusals) == (2, 4, ())
+    values = copy.deepcopy(model.state_dict())
+    edits = [assert_exact(model, site, number) for site, number in ((by_size, 1), (by_heads, 2), (by_size, 2))]
+    assert model.head.in_features == (2 + 2) * (4 + 1 + 2)
+    before = sites.graph.params()
+    assert sites.graph.params({by_heads.name: 5}) - before == by_heads.params_per_unit
+    for edit in reversed(edits):
+        edit.undo()
+    assert all(torch.equal(values[name], tensor) for name, tensor in model.state_dict().items())
+    assert (by_heads.width, by_size.width, model.head.in_features) == (2, 4, 8)
 
 
 class SharedHeads(nn.Module):
@@ -304,7 +321,7 @@ class SharedHeads(nn.Module):
 def test_heads_that_share_one_number_grow_together_and_only_needed_attributes_change():
     model, sites = prepared(SharedHeads())
     verdict = growkit.verify_sites(copy.deepcopy(model).float(), sites, example=IMAGE)
-    heads = next(site for site in verdict.sites if len(site.steps) == 2)
+    heads = next(site for site in verdict.sites if len(site.atoms) == 2)
     edit = assert_exact(model, heads, 1)
     assert (model.config.heads, model.config.unrelated) == (3, 2)
     changes = {(change.name, change.old, change.new) for change in edit.record.attributes if "config" in change.name}

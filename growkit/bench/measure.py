@@ -79,7 +79,7 @@ def verified_among(found: Sequence[GrowthSite], verified: Sequence[GrowthSite]) 
 
 
 def _atoms(site: GrowthSite) -> set[Atom]:
-    return set(site.steps)
+    return set(site.atoms)
 
 
 def reach(model: nn.Module, sites: Sequence[GrowthSite]) -> float:

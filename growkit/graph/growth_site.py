@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from growkit.errors import GrowthRefused
 from growkit.graph.chain import find_chain
-from growkit.graph.dimensions import Atom, index_map, leaves, resolve, size
+from growkit.graph.dimensions import Atom, Dim, index_map, leaves, resolve, size
 from growkit.graph.records import AttributeEdit, Chain, LiteralChange, Member, TensorEdit, ValueEdit
 from growkit.graph.remedies import Remedy
 from growkit.graph.rules.context import TensorUse
@@ -32,6 +32,7 @@ class GrowthSite:
     Attributes:
         graph: the traced module it belongs to.
         steps: by how much each size grows per unit; the first one is counted.
+        ties: sizes that follow: each stays the size of an expression, such as heads times their size.
         name: the module (or raw parameter) that first makes the units.
         seed_width: the width when the graph was built.
         members: every dimension of every tensor that moves with this width.
@@ -50,9 +51,11 @@ class GrowthSite:
         uses: list[Occurrence],
         remedies: Mapping[Atom, Remedy] = MappingProxyType({}),
         attributes: Sequence[SizeAttribute] = (),
+        ties: Mapping[Atom, Dim] = MappingProxyType({}),
     ):
         self.graph = graph
         self.steps = dict(steps)
+        self.ties = dict(ties)
         self.uses = list(dict.fromkeys(uses))
         self._records = list({id(record): record for record, _ in uses}.values())
         self.remedy_of = dict(remedies)
@@ -64,7 +67,7 @@ class GrowthSite:
         self.attributes = tuple(one for one in attributes if one.likely)
         self.settled = False
         self.location = _first_producer(self.uses).location
-        self.chain = None if len(self.steps) > 1 or remedies else _chain(self.atom, self.uses, graph)
+        self.chain = None if len(self.atoms) > 1 or remedies else _chain(self.atom, self.uses, graph)
 
     def __repr__(self) -> str:
         ends = f"producers={len(self.producers)}, consumers={len(self.consumers)}"
@@ -74,6 +77,11 @@ class GrowthSite:
     def atom(self) -> Atom:
         """The size that is counted."""
         return next(iter(self.steps))
+
+    @property
+    def atoms(self) -> tuple[Atom, ...]:
+        """All sizes that change."""
+        return (*self.steps, *self.ties)
 
     @property
     def remedies(self) -> tuple[Remedy, ...]:
@@ -142,7 +150,7 @@ class GrowthSite:
         changes = [
             LiteralChange(literal.op, size(literal.dim), size(literal.dim, sizes), literal.owners, literal.location)
             for literal in self.graph.literals
-            if any(atom in self.steps for atom in leaves(literal.dim))
+            if any(atom in self.atoms for atom in leaves(literal.dim))
         ]
         return tuple(dict.fromkeys(changes))
 
@@ -154,7 +162,8 @@ class GrowthSite:
         """
         if num_new < 1:
             raise GrowthRefused(f"A site grows by at least one unit, got num_new={num_new} for {self.name!r}.")
-        return {atom: atom.size + step * num_new for atom, step in self.steps.items()}
+        sizes = {atom: atom.size + step * num_new for atom, step in self.steps.items()}
+        return sizes | {atom: size(dim, sizes) for atom, dim in self.ties.items()}
 
     def resize(self, width: int) -> None:
         """Commit a new width in place, after the tensors took it (or gave it up)."""
@@ -162,6 +171,8 @@ class GrowthSite:
         more = width - self.width
         for atom, step in self.steps.items():
             atom.size += step * more
+        for atom, dim in self.ties.items():
+            atom.size = size(dim)
 
     def settle(self, attributes: Sequence[SizeAttribute]) -> None:
         """Note which attributes must change, as a trial has shown."""

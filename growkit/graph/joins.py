@@ -7,18 +7,19 @@ decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from growkit.graph.dimensions import Atom, Dim, Product, leaves, resolve, size
 from growkit.graph.growth_site import GrowthSite
 from growkit.graph.model_graph import ModelGraph
+from growkit.graph.rules.context import Literal
 
 __all__ = ["joins"]
 
 
 def joins(graph: ModelGraph, sites: Sequence[GrowthSite]) -> Iterator[GrowthSite]:
     """Joint sites made of the given ones, the likelier first: each gives up the separate growth of its parts."""
-    alone = [site for site in sites if len(site.steps) == 1]
+    alone = [site for site in sites if len(site.atoms) == 1]
     yield from _by_attribute(graph, alone)
     yield from _by_product(graph, alone)
 
@@ -27,7 +28,7 @@ def _by_attribute(graph: ModelGraph, sites: Sequence[GrowthSite]) -> Iterator[Gr
     """Sites of one width whose sizes stand in one and the same attribute."""
     groups: list[tuple[set[object], list[GrowthSite]]] = []
     for site in sites:
-        carriers = graph.carriers_of(site.steps)
+        carriers = graph.carriers_of(site.atoms)
         keys: set[object] = {(one.holder, one.ratio, site.width) for one in carriers if one.likely}
         members = [site]
         for group in [group for group in groups if group[0] & keys]:
@@ -46,17 +47,26 @@ def _by_product(graph: ModelGraph, sites: Sequence[GrowthSite]) -> Iterator[Grow
     for stream in sites:
         products = list(_products(graph, stream.atom))
         for choose in (_first, _last):
-            chosen = [(dim, factor) for dim in products if (factor := choose(dim, site_of, stream.atom)) is not None]
-            if not chosen:
+            chosen = [
+                (one, factor) for one in products if (factor := choose(one.dim, site_of, stream.atom)) is not None
+            ]
+            ratios = {factor: size(one.dim) // factor.size for one, factor in chosen}
+            if choose is _last:  # queries and values may have sizes of their own that one number gives
+                for one, factor in chosen:
+                    ratios |= {
+                        mate: ratios[factor] for mate in _mates(graph, one, factor, site_of) if mate not in ratios
+                    }
+            ratios.pop(stream.atom, None)
+            if not ratios:
                 continue
-            ratios = {factor: size(dim) // factor.size for dim, factor in chosen}
             step = math.lcm(*ratios.values())
-            steps = {factor: step // ratio for factor, ratio in ratios.items()} | {stream.atom: step}
-            yield graph.join([stream, *(site_of[factor] for factor in ratios)], steps)
+            steps = {factor: step // ratio for factor, ratio in ratios.items()}
+            ties = {stream.atom: resolve(chosen[0][0].dim)}
+            yield graph.join([stream, *(site_of[factor] for factor in ratios)], steps, ties)
 
 
-def _products(graph: ModelGraph, atom: Atom) -> Iterator[Dim]:
-    """The products that the forward passes a number for, equal to the atom's size, in a module that sees the atom."""
+def _products(graph: ModelGraph, atom: Atom) -> Iterator[Literal]:
+    """Where the forward passes the size of a product, equal to the atom's size, in a module that sees the atom."""
     owners = graph.owners_of(atom)
     seen = set()
     for literal in graph.literals:
@@ -66,7 +76,14 @@ def _products(graph: ModelGraph, atom: Atom) -> Iterator[Dim]:
             continue
         if not all(leaf.pins for leaf in leaves(dim)) and (key := tuple(leaves(dim))) not in seen:
             seen.add(key)
-            yield dim
+            yield literal
+
+
+def _mates(graph: ModelGraph, product: Literal, factor: Atom, sites: Mapping[Atom, GrowthSite]) -> list[Atom]:
+    """Other atoms of a factor's size that the same module passes on."""
+    passed = [literal for literal in graph.literals if literal.owners[:1] == product.owners[:1]]
+    atoms = dict.fromkeys(atom for literal in passed for atom in leaves(literal.dim))
+    return [atom for atom in atoms if atom is not factor and atom in sites and atom.size == factor.size]
 
 
 def _first(dim: Dim, sites: dict[Atom, GrowthSite], stream: Atom) -> Atom | None:

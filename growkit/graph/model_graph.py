@@ -12,7 +12,7 @@ from torch import nn
 
 from growkit.errors import ModelError
 from growkit.graph.depth_place import structure_of
-from growkit.graph.dimensions import Atom, Reason, leaves, pin, resolve, size, structure
+from growkit.graph.dimensions import Atom, Dim, Reason, leaves, pin, resolve, size, structure
 from growkit.graph.growth_site import GrowthSite, Occurrence, role_of
 from growkit.graph.network import to_networkx
 from growkit.graph.norms import find_norms
@@ -83,22 +83,25 @@ class ModelGraph:
         unknown = sorted(set(sizes or ()) - set(known))
         if unknown:
             raise ModelError(f"`sizes` must name sites of this graph, got {unknown}; the sites are {sorted(known)}.")
-        return {
-            atom: atom.size + step * (width - known[name].width)
-            for name, width in (sizes or {}).items()
-            for atom, step in known[name].steps.items()
+        chosen = [(known[name], width) for name, width in (sizes or {}).items()]
+        found = {
+            atom: atom.size + step * (width - site.width) for site, width in chosen for atom, step in site.steps.items()
         }
+        return found | {atom: size(dim, found) for site, _ in chosen for atom, dim in site.ties.items()}
 
-    def join(self, sites: Sequence[GrowthSite], steps: Mapping[Atom, int]) -> GrowthSite:
+    def join(
+        self, sites: Sequence[GrowthSite], steps: Mapping[Atom, int], ties: Mapping[Atom, Dim] | None = None
+    ) -> GrowthSite:
         """Several sites as one that grows them together, `steps` per unit; named after the first of them."""
         first = min(sites, key=lambda site: _first_use(site.uses))
         uses = [use for site in sites for use in site.uses]
         remedies = {atom: remedy for site in sites for atom, remedy in site.remedy_of.items()}
-        return GrowthSite(self, first.name, steps, uses, remedies, self.carriers_of(steps))
+        carriers = self.carriers_of([*steps, *(ties or {})])
+        return GrowthSite(self, first.name, steps, uses, remedies, carriers, ties or {})
 
     def adopt(self, site: GrowthSite) -> None:
         """Put a joint site in the place of its parts."""
-        parts = [one for one in self.sites if one.steps.keys() <= site.steps.keys()]
+        parts = [one for one in self.sites if {*one.atoms} <= {*site.atoms}]
         first = min(self.sites.index(one) for one in parts)
         self.sites = (*self.sites[:first], site, *(one for one in self.sites[first:] if one not in parts))
 

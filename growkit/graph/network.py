@@ -71,7 +71,7 @@ def to_networkx(trace: Trace, ctx: Context, sites: Iterable[GrowthSite] = ()) ->
         ctx: their dimensions.
         sites: the widths that can grow, by which dimensions are named.
     """
-    names = {atom: site.name for site in sites for atom in site.steps}
+    names = {atom: site.name for site in sites for atom in site.atoms}
     graph = nx.DiGraph()
     for node in trace.graph.nodes:
         graph.add_node(node.name, **_identity(node, trace, ctx), **_dimensions(node, ctx, names), roles=())

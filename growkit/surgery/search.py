@@ -83,7 +83,7 @@ class _Search:
             raise
         for site in good:
             site.settle(site.attributes)
-            if len(site.steps) > 1 and site not in sites:
+            if len(site.atoms) > 1 and site not in sites:
                 site.graph.adopt(site)
         refusals = [_refusal(site, failure) for site, failure in self.failures.values()]
         for site, attributes in before:
@@ -122,7 +122,7 @@ class _Search:
     def _guessed(self, sites: list[GrowthSite]) -> Outcome:
         """Trials with the attributes that may have to change, until one succeeds."""
         outcome = Outcome("no attribute is known that could change along")
-        known = {site.name: site.attributes if site.settled else site.graph.carriers_of(site.steps) for site in sites}
+        known = {site.name: site.attributes if site.settled else site.graph.carriers_of(site.atoms) for site in sites}
         for chosen in _guesses([one for site in sites for one in known[site.name]]):
             for site in sites:
                 site.attributes = tuple(one for one in known[site.name] if one.certain or _pattern_of(one) in chosen)
@@ -153,10 +153,14 @@ class _Search:
         graph = next(iter(self.failures.values()))[0].graph
         proposals = joins(graph, [site for site, _ in self.failures.values()])
         for proposal in proposals:
-            parts = [name for name, (site, _) in self.failures.items() if site.atom in proposal.steps]
-            if len(parts) < len(proposal.steps):
+            failing = {site.atom: name for name, (site, _) in self.failures.items()}
+            tied = {atom for joint in found for atom in joint.ties}  # a stream may grow by heads and by their size
+            if not {*proposal.steps} <= {*failing} or not {*proposal.ties} <= {*failing} | tied:
                 continue  # some part grows already, alone or in another joint site
             if self._guessed([proposal]).reason is None:
+                parts = [failing[atom] for atom in proposal.atoms if atom in failing]
+                if proposal.name in [joint.name for joint in found]:
+                    proposal.name = parts[0]
                 found.append(proposal)
                 for name in parts:
                     del self.failures[name]

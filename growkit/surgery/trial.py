@@ -192,7 +192,7 @@ def _learns(gradients: Sequence[Tensor]) -> bool:
 
 def trial_units(site: GrowthSite) -> int:
     """A quarter; at least 4 where a unit is one channel, for a single one may be silent by chance."""
-    single = len(site.steps) == 1 and site.width > 4
+    single = len(site.atoms) == 1 and site.width > 4
     return max(4 if single else 1, site.width // 4)
 
 

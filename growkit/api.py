@@ -164,6 +164,7 @@ def widen(
     initializer: str = "zero",
     seed: int = 0,
     example: Tensor | tuple | dict | None = None,
+    copies: Sequence[nn.Module] = (),
 ) -> Edit:
     """Widen one site of `model` in place; `optimizer`'s state grows along. `.undo()` takes it back.
 
@@ -179,6 +180,7 @@ def widen(
             length of the fan-in, as in `growth.initializer`.
         seed: of the Gaussian directions.
         example: a batch to compare the outputs on, as for `find_sites`; None takes the one the site was found with.
+        copies: averages of the model's weights (torch's `AveragedModel`, or copies of your own) that grow along.
 
     Raises:
         UserInputError: `model` is no module or `site` no site, or the initializer needs data.
@@ -202,7 +204,9 @@ def widen(
     extended = build_initializer(settings).extend(site, num_new, nothing, torch.Generator().manual_seed(seed))
     what, advice = f"widening {site.name!r} by {num_new}", f"look for its width {site.width} in the forward"
     with taken_back(what, site.location, f"{advice}, or compare on another batch with example=") as edits:
-        edits.append(operate(model, [Growth(site, num_new, Extension(extended.values))], optimizer=optimizer))
+        edits.append(
+            operate(model, [Growth(site, num_new, Extension(extended.values))], optimizer=optimizer, copies=copies)
+        )
         change = function_change(before, observe(model, inputs)).worst
         if change > (tolerance := rounding_of(model)):
             raise SurgeryError(f"it changes the outputs by {change:.1e} of their size, more than {tolerance:.1e}")

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from growkit.errors import GrowthRefused, SurgeryError, UserInputError
 from growkit.graph import GrowthSite, Sites, find_sites
@@ -25,6 +26,7 @@ from growkit.surgery import (
     function_change,
     grow,
     lookup,
+    new_entries,
     observe,
     replay,
     transaction,
@@ -662,3 +664,25 @@ def test_replaying_on_a_wrong_seed_is_refused_and_leaves_it_as_it_was() -> None:
     assert same(snapshot(wrong), before)
     with pytest.raises(UserInputError, match=r"must have the parameter 0.weight, got none"):
         replay(nn.ReLU(), records)
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["AveragedModel", "own copy"])
+def test_an_average_of_the_weights_grows_along(wrapped: bool) -> None:
+    model, sites, x = fresh("conv and batch norm")
+    average = AveragedModel(model) if wrapped else copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, x, 2)
+    inside = average.module if wrapped else average
+    before, values = observe(inside, Inputs((x,))), copy.deepcopy(average.state_dict())
+    edit = grow(model, [Growth(sites[0], 2, random_fan_in(model, sites[0], 2))], optimizer=optimizer, copies=[average])
+    assert function_change(before, observe(inside, Inputs((x,)))).worst < 1e-5
+    new = new_entries(model, edit)[sites[0].name]
+    twins = dict(inside.named_parameters())
+    for name, parameter in model.named_parameters():
+        mask = next((mask for one, mask in new if one is parameter), None)
+        assert mask is None or torch.equal(parameter[mask], twins[name][mask])
+    if wrapped:
+        average.update_parameters(model)
+    edit.undo()
+    assert all(tensor.shape == average.state_dict()[name].shape for name, tensor in values.items())
+    assert wrapped or all(torch.equal(tensor, average.state_dict()[name]) for name, tensor in values.items())

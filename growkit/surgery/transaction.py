@@ -8,12 +8,22 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from growkit.errors import GrowthRefused, SurgeryError
-from growkit.graph import GrowthSite, Scale, Silence, TensorEdit, ValueEdit, refuse_wrappers, structure_of
+from growkit.graph import (
+    AttributeEdit,
+    GrowthSite,
+    Scale,
+    Silence,
+    TensorEdit,
+    ValueEdit,
+    refuse_wrappers,
+    structure_of,
+)
 from growkit.graph.dimensions import size
 from growkit.surgery.attributes import find_attribute_changes
-from growkit.surgery.records import EditRecord, IndexMap, TensorChange
+from growkit.surgery.records import AttributeChange, EditRecord, IndexMap, TensorChange
 from growkit.surgery.tensors import grow_state, grow_values, neutral_fill
 from growkit.surgery.undo import Edit, UndoLog
 from growkit.surgery.values import edited, lookup
@@ -47,7 +57,13 @@ class Growth:
     remedied: bool = True
 
 
-def grow(model: nn.Module, growths: Sequence[Growth], *, optimizer: torch.optim.Optimizer | None = None) -> Edit:
+def grow(
+    model: nn.Module,
+    growths: Sequence[Growth],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    copies: Sequence[nn.Module] = (),
+) -> Edit:
     """Widen sites of `model` in place, with the optimizer's state; nothing is checked here beyond shapes.
 
     Args:
@@ -55,6 +71,8 @@ def grow(model: nn.Module, growths: Sequence[Growth], *, optimizer: torch.optim.
         growths: what to widen. Values are given for the shapes before the call; where two growths cross in one tensor
             the crossing entries are zero.
         optimizer: its state grows along; parameters stay the same objects.
+        copies: copies of the model that grow along, such as an average of its weights (torch's `AveragedModel` or one
+            of your own): the same new entries, and remedies worked out from their own values.
 
     Returns:
         The committed edit.
@@ -63,19 +81,24 @@ def grow(model: nn.Module, growths: Sequence[Growth], *, optimizer: torch.optim.
         GrowthRefused: the model is wrapped (DDP, compiled), a site is stale, or a count is below 1.
         SurgeryError: something failed half-way; everything was rolled back.
     """
-    refuse_wrappers(model)
-    refuse_stale(model, [growth.site for growth in growths])
-    log, records, since = UndoLog(model), [], _MapsSinceStart()
+    patients = [_Patient(model, optimizer), *(_Patient(_inside(copy)) for copy in copies)]
+    for patient in patients:
+        refuse_wrappers(patient.model)
+        refuse_stale(patient.model, [growth.site for growth in growths])
     try:
-        log.clear_caches()
-        for growth in growths:
-            records.append(_widen(model, growth, optimizer, log, since))
-        return Edit(records, log)
+        for patient in patients:
+            patient.log.clear_caches()
+        return Edit([_widen(patients, growth) for growth in growths], [patient.log for patient in patients])
     except BaseException as error:  # also an interrupt: a model is never left half-edited
-        log.roll_back()
+        for patient in patients:
+            patient.log.roll_back()
         if isinstance(error, SurgeryError | GrowthRefused) or not isinstance(error, Exception):
             raise
         raise SurgeryError(f"widening failed and was rolled back: {type(error).__name__}: {error}") from error
+
+
+def _inside(copy: nn.Module) -> nn.Module:
+    return copy.module if isinstance(copy, AveragedModel) else copy
 
 
 def refuse_stale(model: nn.Module, sites: Sequence[GrowthSite]) -> None:
@@ -119,32 +142,46 @@ class _MapsSinceStart:
         self._maps[name, dim] = index
 
 
-def _widen(
-    model: nn.Module, growth: Growth, optimizer: torch.optim.Optimizer | None, log: UndoLog, since: _MapsSinceStart
-) -> EditRecord:
+class _Patient:
+    """A model under the knife: its optimizer, what was, and where its positions have gone."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None):
+        self.model, self.optimizer = model, optimizer
+        self.log, self.since = UndoLog(model), _MapsSinceStart()
+
+    def resize(self, growth: Growth, edits: Sequence[TensorEdit], values: Sequence[ValueEdit]) -> list[TensorChange]:
+        """Tensors and optimizer state; the attributes come when the site has its new width."""
+        self._change([one for one in values if not isinstance(one, Silence)])
+        changes = [_resize(self, edit, growth.extension) for edit in edits]
+        self._change([one for one in values if isinstance(one, Silence)])
+        return changes
+
+    def set_sizes(self, edits: Sequence[AttributeEdit], tensors: Sequence[str]) -> list[AttributeChange]:
+        """The attributes that follow."""
+        changes = find_attribute_changes(self.model, edits, tensors)
+        self.log.set(changes)
+        return changes
+
+    def _change(self, edits: Sequence[ValueEdit]) -> None:
+        for edit in edits:
+            tensor = lookup(self.model, edit.name, edit.kind if isinstance(edit, Scale) else "parameter")
+            self.log.replace(tensor, edited(self.model, tensor, edit))
+
+
+def _widen(patients: Sequence[_Patient], growth: Growth) -> EditRecord:
     site, old_width = growth.site, growth.site.width
     if growth.num_new < 1:
         raise GrowthRefused(f"{site.name} must grow by at least 1 unit, got {growth.num_new}")
     edits = site.tensor_edits(growth.num_new)
     values = site.value_edits(growth.num_new) if growth.remedied else ()
-    attribute_edits = site.attribute_edits(growth.num_new)
+    sizes = site.attribute_edits(growth.num_new)
     _check_names(site, growth.extension, edits)
-    _change_values(model, [one for one in values if not isinstance(one, Silence)], log)
-    changes = [_resize(model, edit, growth.extension, optimizer, log, since) for edit in edits]
-    _change_values(model, [one for one in values if isinstance(one, Silence)], log)
-    log.widths.append((site, old_width))
+    changes = [patient.resize(growth, edits, values) for patient in patients]
+    patients[0].log.widths.append((site, old_width))
     site.resize(old_width + growth.num_new)
     names = [name for edit in edits for name in edit.names]
-    attributes = find_attribute_changes(model, attribute_edits, names)
-    log.set(attributes)
-    return EditRecord(site.name, old_width, site.width, tuple(changes), tuple(attributes))
-
-
-def _change_values(model: nn.Module, edits: Sequence[ValueEdit], log: UndoLog) -> None:
-    """Carry out remedies; `log` remembers what was."""
-    for edit in edits:
-        tensor = lookup(model, edit.name, edit.kind if isinstance(edit, Scale) else "parameter")
-        log.replace(tensor, edited(model, tensor, edit))
+    attributes = [patient.set_sizes(sizes, names) for patient in patients]
+    return EditRecord(site.name, old_width, site.width, tuple(changes[0]), tuple(attributes[0]))
 
 
 def _check_names(site: GrowthSite, extension: Extension, edits: Sequence[TensorEdit]) -> None:
@@ -158,15 +195,8 @@ def _check_names(site: GrowthSite, extension: Extension, edits: Sequence[TensorE
 
 
 @torch.no_grad()
-def _resize(
-    model: nn.Module,
-    edit: TensorEdit,
-    extension: Extension,
-    optimizer: torch.optim.Optimizer | None,
-    log: UndoLog,
-    since: _MapsSinceStart,
-) -> TensorChange:
-    name = edit.names[0]
+def _resize(patient: _Patient, edit: TensorEdit, extension: Extension) -> TensorChange:
+    name, model, optimizer = edit.names[0], patient.model, patient.optimizer
     tensor = lookup(model, name, edit.kind)
     old, fill = tensor.data, "zero"
     given = [dim for dim in range(old.dim()) if (name, dim) in extension.values]
@@ -176,16 +206,16 @@ def _resize(
     else:
         values = grow_values(old, edit.index_maps)
         for dim in sorted(given, key=lambda d: d in edit.consumer_dims):
-            _place(values, extension.values[name, dim], name, dim, edit.index_maps, since)
+            _place(values, extension.values[name, dim], name, dim, edit.index_maps, patient.since)
             fill = "extension"
-    log.replace(tensor, values)
+    patient.log.replace(tensor, values)
     if optimizer is not None and isinstance(tensor, nn.Parameter) and _holds(optimizer, tensor):
         # also where there is no state yet: what comes up later has the new shape, and undo must drop it
-        log.remember(optimizer, tensor)
+        patient.log.remember(optimizer, tensor)
         grow_state(optimizer, tensor, old.shape, edit.index_maps)
     for dim, index in enumerate(edit.index_maps):
         if index is not None:
-            since.compose(name, dim, index)
+            patient.since.compose(name, dim, index)
     return TensorChange(edit.names, edit.kind, tuple(old.shape), edit.index_maps, fill)
 
 

@@ -26,17 +26,17 @@ class Edit:
         records: one EditRecord per site, in the order they were applied.
     """
 
-    def __init__(self, records: list[EditRecord], log: UndoLog):
+    def __init__(self, records: list[EditRecord], logs: Sequence[UndoLog]):
         self.records = records
-        self._log: UndoLog | None = log
-        self._shapes = [(tensor, tensor.shape) for tensor, _, _ in log.tensors]
-        self._structure = structure_of(log.model)
+        self._logs: Sequence[UndoLog] | None = logs
+        self._shapes = [(tensor, tensor.shape) for log in logs for tensor, _, _ in log.tensors]
+        self._structures = [structure_of(log.model) for log in logs]
         self._begun = False
 
     @property
     def undone(self) -> bool:
         """Whether it has been taken back."""
-        return self._log is None
+        return self._logs is None
 
     @property
     def record(self) -> EditRecord:
@@ -54,15 +54,16 @@ class Edit:
         Raises:
             SurgeryError: the edit was undone already, or a later edit of the same tensors was not.
         """
-        if self._log is None:
+        if self._logs is None:
             raise SurgeryError("an edit can be undone once, and this one has been")
         if not self._begun and any(tensor.shape != shape for tensor, shape in self._shapes):
             raise SurgeryError("edits are undone last first, and a later one changed the same tensors; undo that first")
-        if not self._begun and self._structure != structure_of(self._log.model):
+        if not self._begun and self._structures != [structure_of(log.model) for log in self._logs]:
             raise SurgeryError("edits are undone last first, and modules were added or removed since; undo that first")
         self._begun = True
-        self._log.roll_back()
-        self._log = None
+        for log in self._logs:
+            log.roll_back()
+        self._logs = None
 
 
 @dataclass

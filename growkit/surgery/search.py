@@ -49,8 +49,8 @@ def verify_sites(
         model: left untouched.
         sites: the candidates.
         inputs: an example batch of at least 2 samples; 8 are looked at.
-        tolerance: largest relative change of an fp32 output that is accepted as it is; a change up to 1e-3 is accepted
-            if float64 shows that it is rounding.
+        tolerance: largest relative change of an fp32 output that is accepted as it is; a larger one is accepted
+            if float64 shows that it is rounding (at most 1e-9 there).
 
     Returns:
         The sites that may grow, each settled on the attributes that change along, and a refusal for each other. Sites

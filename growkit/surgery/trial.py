@@ -30,7 +30,9 @@ from growkit.surgery.verify import Inputs, Observation, function_change, new_ent
 __all__ = ["LARGEST_BATCH", "TOLERANCE", "Outcome", "Trial", "scratch_copy"]
 
 TOLERANCE = 1e-5
-LARGEST_ROUNDING = 1e-3  # of an fp32 output: train mode with few samples behind batch norms can come near to it
+LARGEST_ROUNDING = (
+    1.0  # of an fp32 output: batch norm over two values is nearly a sign, and blows rounding up to anything
+)
 EXACT = 1e-9
 LARGEST_BATCH = 8
 DRAWS = 4

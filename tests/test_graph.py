@@ -582,3 +582,14 @@ def test_a_buffer_whose_entries_are_all_equal_grows_with_that_value():
     site = find_sites(model, vector())["layers.0"]
     edit = next(edit for edit in site.tensor_edits(2) if edit.names == ("mask",))
     assert (edit.pass_through, edit.neutral) == (True, 0.5)
+
+
+def test_parameters_that_share_their_memory_are_refused():
+    model = LoopMLP()
+    model.layers[2].weight.data = model.layers[2].weight.data.clone()
+    assert "layers.0" in {site.name for site in find_sites(model, vector())}
+    twin = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6))
+    twin[2].weight.data = twin[0].weight.data.t()
+    sites = find_sites(twin, vector())
+    assert len(sites) == 0
+    assert "shares its memory with" in next(one.reason for one in sites.refusals if one.width == 8)

@@ -414,3 +414,53 @@ def test_a_rescaled_norm_keeps_the_optimizer_state_of_old_entries():
     grow(model, [Growth(sites["patches"], 3)], optimizer=optimizer)
     grown = optimizer.state[model.norm.weight]["exp_avg"]
     assert torch.equal(grown[:8], moments) and not grown[8:].any()
+
+
+class NearbyNumber(nn.Module):
+    """An attribute that happens to equal the eps in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head, self.gain = nn.Linear(12, 16), nn.Linear(16, 3), nn.Parameter(torch.ones(16))
+        self.threshold = 1e-3
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x[:, 0, :3].flatten(1))
+        return self.head(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-3) * self.gain)
+
+
+class SharedEps(nn.Module):
+    """One eps for norms of two widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(12, 16), nn.Linear(12, 24), nn.Linear(16, 3), nn.Linear(24, 3)
+        self.v, self.w, self.eps = nn.Parameter(torch.ones(16)), nn.Parameter(torch.ones(24)), 1e-3
+
+    def forward(self, x: Tensor) -> Tensor:
+        def norm(x: Tensor, gain: Tensor) -> Tensor:
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * gain
+
+        x = x[:, 0, :3].flatten(1)
+        return self.c(norm(self.a(x), self.v)) + self.d(norm(self.b(x), self.w))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(NearbyNumber, "stem"), (SharedEps, "a"), (SharedEps, "b")])
+def test_an_eps_that_is_not_the_norms_own_stays_and_small_activations_stay_exact(kind: type[nn.Module], name: str):
+    model, sites = prepared(kind())
+    inputs = Inputs((1e-3 * IMAGE.double(),))
+    with torch.no_grad():
+        for layer in (module for module in model.modules() if isinstance(module, nn.Linear)):
+            layer.bias.zero_()
+    before = observe(model, inputs)
+    widened(model, sites[name], 3)
+    assert function_change(before, observe(model, inputs)).worst < 1e-10
+    assert getattr(model, "threshold", 1e-3) == getattr(model, "eps", 1e-3) == 1e-3
+
+
+def test_a_gain_of_zeros_is_raised_to_one():
+    model, sites = prepared(Transformer())
+    with torch.no_grad():
+        model.blocks[0].gain.zero_()
+    assert_exact(model, sites["patches"])
+    assert bool((model.blocks[0].gain == 1).all())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from growkit.surgery import (
     replay,
     transaction,
     undo,
+    verify_sites,
 )
 from growkit.surgery.records import IndexMap, runs_of
 from growkit.surgery.tensors import grow_state, grow_values, replace_data
@@ -686,3 +688,42 @@ def test_an_average_of_the_weights_grows_along(wrapped: bool) -> None:
     edit.undo()
     assert all(tensor.shape == average.state_dict()[name].shape for name, tensor in values.items())
     assert wrapped or all(torch.equal(tensor, average.state_dict()[name]) for name, tensor in values.items())
+
+
+def test_copies_that_share_parameters_and_optimizers_without_a_state_per_parameter_are_refused() -> None:
+    model, sites, x = fresh("mlp")
+    with pytest.raises(GrowthRefused, match="parameters of their own"):
+        grow(model, [Growth(sites[0], 2)], copies=[model])
+    with pytest.raises(GrowthRefused, match="copies must be modules, got str"):
+        grow(model, [Growth(sites[0], 2)], copies=["ema"])  # type: ignore[list-item]
+    optimizer = torch.optim.LBFGS(model.parameters())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with pytest.raises(GrowthRefused, match="LBFGS"):
+        grow(model, [Growth(sites[0], 2)], optimizer=optimizer)
+
+
+def test_an_attribute_that_cannot_be_written_is_rolled_back_without_harm() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Sizes:
+        count: int = 4
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.sizes = nn.Linear(5, 4), nn.Linear(4, 3), Sizes()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.tanh(self.a(x)).view(len(x), self.sizes.count, -1).flatten(1))
+
+    model, x = Fixed(), torch.randn(4, 5)
+    sites = find_sites(model, x)
+    verdict = verify_sites(model, list(sites), Inputs((x,)))
+    assert [refusal.name for refusal in verdict.refusals] == ["a"]
+    assert sites["a"].width == model.a.out_features == 4

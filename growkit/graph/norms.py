@@ -71,7 +71,8 @@ def _written_norm(ctx: Context, node: Node) -> NormCall | None:
     if square is None or centred is None:
         return None
     statistic = Call(node)
-    axes = [statistic["dim"]] if isinstance(statistic["dim"], int) else statistic["dim"]
+    dim = statistic.get("dim")
+    axes = [dim] if isinstance(dim, int) else dim
     if not axes or not statistic.get("keepdim"):
         return None
     root, eps, path = _root(node)

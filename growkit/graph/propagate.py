@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
@@ -35,7 +36,26 @@ def tensors_of(model: nn.Module) -> dict[str, TensorUse]:
             known = records.setdefault(id(tensor), TensorUse((), kind, tuple(free(extent) for extent in tensor.shape)))
             known.names = (*known.names, name)
             known.uniform = _uniform(tensor) if kind == "buffer" else None
+    _pin_shared_memory(model, records)
     return {name: record for record in records.values() for name in record.names}
+
+
+def _pin_shared_memory(model: nn.Module, records: dict[int, TensorUse]) -> None:
+    """Parameters that are views of one memory, such as a weight and its transpose, would part when they are resized."""
+    places: dict[int, list[tuple[range, TensorUse]]] = {}
+    for parameter in model.parameters():
+        if parameter.is_meta or parameter.layout is not torch.strided or parameter.numel() == 0:
+            continue
+        reach = sum((extent - 1) * stride for extent, stride in zip(parameter.shape, parameter.stride(), strict=True))
+        span = range(parameter.storage_offset(), parameter.storage_offset() + reach + 1)
+        record = records[id(parameter)]
+        neighbours = places.setdefault(parameter.untyped_storage().data_ptr(), [])
+        for other, theirs in neighbours:
+            if span.start < other.stop and other.start < span.stop:
+                for one, name in ((record, theirs.names[0]), (theirs, record.names[0])):
+                    for dim in one.dims:
+                        pin(dim, Reason(f"is a width of a parameter that shares its memory with {name!r}"))
+        neighbours.append((span, record))
 
 
 def _uniform(tensor: Tensor) -> float | None:

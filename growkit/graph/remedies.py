@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import nn
 from torch.fx import Node
 
-from growkit.graph.attention import NoHeadSize, head_size
+from growkit.graph.attention import HeadSize, NoHeadSize, head_size
 from growkit.graph.dimensions import Atom, leaves, resolve, size
 from growkit.graph.norms import NormCall
 from growkit.graph.records import AttributeEdit, Centre, LiftGain, Scale, ValueEdit
@@ -87,7 +87,7 @@ class StreamRemedy:
 class HeadRemedy:
     """One or more attentions whose heads grow wider."""
 
-    heads: tuple
+    heads: tuple[HeadSize, ...]
     silences_writers: bool = field(default=False, init=False)
 
     def value_edits(self, sizes: Mapping[Atom, int]) -> list[ValueEdit]:
@@ -147,15 +147,15 @@ def _stream(
             for norm in segment.norms:
                 _check_norm(norm, atom)
                 readers.setdefault(_key(norm), norm)
-            places = [_eps_attribute(norm, modules) for norm in segment.norms]
+            places = [_own_eps(norm, norms, atom, modules) for norm in segment.norms]
             for place, norm in zip(places, segment.norms, strict=True):
                 if place is not None:
-                    eps.setdefault(place, norm)
+                    eps.setdefault(place[:2], norm)
             if any(norm.centred for norm in segment.norms):
                 centred.update({(w.tensor.names[0], w.axis): w for w in _movable(segment, atom, "centred")})
             if any(place is None for place in places):
                 if any(place is not None for place in places):
-                    raise NoRemedy("is read by norms of which only some keep their eps in an attribute")
+                    raise NoRemedy("is read by norms of which only some keep an eps of their own in an attribute")
                 amplified.update({(w.tensor.names[0], w.axis): w for w in _movable(segment, atom, "scaled")})
     return StreamRemedy(
         tuple(readers.values()),
@@ -193,14 +193,32 @@ def _check_norm(norm: NormCall, atom: Atom) -> None:
         raise NoRemedy("is normalised together with other widths or positions")
 
 
-def _eps_attribute(norm: NormCall, modules: Mapping[str, nn.Module]) -> tuple[str, str] | None:
-    """The innermost attribute that holds a norm's eps."""
+def _own_eps(
+    norm: NormCall, norms: Sequence[list[NormCall]], atom: Atom, modules: Mapping[str, nn.Module]
+) -> tuple[str, str, object] | None:
+    """The attribute that holds a norm's eps (module, path, holder), if no norm of another width reads it too."""
+    place = _eps_attribute(norm, modules)
+    if place is None:
+        return None
+    for other in (one for found in norms for one in found):
+        theirs = _eps_attribute(other, modules)
+        shared = theirs is not None and theirs[2] == place[2]
+        if shared and not any(atom in leaves(dim) for dim in other.dims):
+            return None
+    return place
+
+
+def _eps_attribute(norm: NormCall, modules: Mapping[str, nn.Module]) -> tuple[str, str, object] | None:
+    """The innermost attribute that is called eps or epsilon, or the like, and holds the norm's."""
+    if not isinstance(norm.eps, float):
+        return None
     for owner in norm.owners:
         if owner in modules:
-            paths = [path for path, number, _ in plain_numbers(modules[owner]) if number == norm.eps]
-            paths = [path for path in paths if isinstance(norm.eps, float)]
-            if paths:
-                return owner, min(paths, key=lambda path: ("eps" not in path, len(path)))
+            numbers = plain_numbers(modules[owner])
+            found = [(path, holder) for path, number, holder in numbers if number == norm.eps and "eps" in path.lower()]
+            if found:
+                path, holder = min(found, key=lambda one: len(one[0]))
+                return owner, path, holder
     return None
 
 

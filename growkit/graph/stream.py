@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from growkit.graph.dimensions import Atom, Dim, leaves, resolve
+from growkit.graph.dimensions import Atom, leaves
 from growkit.graph.norms import NormCall
 from growkit.graph.rules.context import Call, Context, TensorUse, Value
 
@@ -197,8 +197,3 @@ class _Walk:
 
 def _gained(segment: Segment) -> bool:
     return any(writer.gain is not None for writer in segment.writers)
-
-
-def whole(dim: Dim, atom: Atom) -> bool:
-    """Whether a dimension is the atom itself."""
-    return resolve(dim) is atom

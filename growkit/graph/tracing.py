@@ -186,10 +186,13 @@ def _user_frame(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Put modes, buffers, gradients, plain attributes and the random state back; silence torch's own notices."""
+    """Put modes, all tensors, gradients, plain attributes and the random state back; silence torch's own notices.
+
+    Parameters too: a module may merge or renormalise weights when its mode changes or its forward runs.
+    """
     modules = list(model.modules())
     modes = [module.training for module in modules]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         with attributes_kept(model), warnings.catch_warnings(), _quiet_logs():
@@ -200,10 +203,19 @@ def _untouched(model: nn.Module) -> Iterator[None]:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
         with torch.no_grad():
-            for buffer, saved in buffers:
-                buffer.copy_(saved)
+            for tensor, saved in tensors:
+                if not tensor.is_meta and not _equal(tensor, saved):
+                    tensor.copy_(saved)
         for parameter, gradient in gradients:
             parameter.grad = gradient
+
+
+def _equal(tensor: Tensor, saved: Tensor) -> bool:
+    """Whether nothing was written; a write counts as one if the values cannot be compared."""
+    try:
+        return torch.equal(tensor, saved)
+    except RuntimeError:
+        return False
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch import nn
 
 from growkit.graph import GrowthSite, Refusal, SizeAttribute, joins
 from growkit.surgery.trial import LARGEST_BATCH, TOLERANCE, Outcome, Trial, scratch_copy
-from growkit.surgery.verify import Inputs
+from growkit.surgery.verify import Inputs, observe
 
 __all__ = ["Verdict", "verify_sites"]
 
@@ -61,9 +61,20 @@ def verify_sites(
     """
     if not sites:
         return Verdict((), (), 0.0, 0.0)
-    inputs = inputs.at_most(LARGEST_BATCH)
+    inputs = _small(model, inputs)
     with scratch_copy(model, inputs) as scratch:
         return _Search(Trial(scratch, inputs, tolerance)).run(list(sites))
+
+
+def _small(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The first samples of a large batch; all of it where the first dimension is none of samples (nodes of a graph)."""
+    if (inputs.batch or 0) <= LARGEST_BATCH:
+        return inputs
+    try:
+        observe(model, inputs.at_most(LARGEST_BATCH))
+    except Exception:  # whatever a user's forward raises
+        return inputs
+    return inputs.at_most(LARGEST_BATCH)
 
 
 @dataclass

@@ -81,7 +81,9 @@ def grow(
         GrowthRefused: the model is wrapped (DDP, compiled), a site is stale, or a count is below 1.
         SurgeryError: something failed half-way; everything was rolled back.
     """
+    _refuse_lbfgs(optimizer)
     patients = [_Patient(model, optimizer), *(_Patient(_inside(copy)) for copy in copies)]
+    _refuse_shared([patient.model for patient in patients])
     for patient in patients:
         refuse_wrappers(patient.model)
         refuse_stale(patient.model, [growth.site for growth in growths])
@@ -90,7 +92,7 @@ def grow(
             patient.log.clear_caches()
         return Edit([_widen(patients, growth) for growth in growths], [patient.log for patient in patients])
     except BaseException as error:  # also an interrupt: a model is never left half-edited
-        for patient in patients:
+        for patient in reversed(patients):
             patient.log.roll_back()
         if isinstance(error, SurgeryError | GrowthRefused) or not isinstance(error, Exception):
             raise
@@ -98,7 +100,22 @@ def grow(
 
 
 def _inside(copy: nn.Module) -> nn.Module:
+    if not isinstance(copy, nn.Module):
+        raise GrowthRefused(f"copies must be modules, got {type(copy).__name__}; an average of weights is one")
     return copy.module if isinstance(copy, AveragedModel) else copy
+
+
+def _refuse_shared(models: Sequence[nn.Module]) -> None:
+    tensors = [id(tensor) for model in models for tensor in {id(one): one for one in model.parameters()}.values()]
+    if len(set(tensors)) < len(tensors):
+        raise GrowthRefused("copies must have parameters of their own, but one shares some with the model or a copy")
+
+
+def _refuse_lbfgs(optimizer: torch.optim.Optimizer | None) -> None:
+    if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+        raise GrowthRefused(
+            "LBFGS remembers all parameters as one vector, which cannot grow along; make a new optimizer after the edit"
+        )
 
 
 def refuse_stale(model: nn.Module, sites: Sequence[GrowthSite]) -> None:

@@ -61,7 +61,7 @@ class Edit:
         if not self._begun and self._structures != [structure_of(log.model) for log in self._logs]:
             raise SurgeryError("edits are undone last first, and modules were added or removed since; undo that first")
         self._begun = True
-        for log in self._logs:
+        for log in reversed(self._logs):
             log.roll_back()
         self._logs = None
 
@@ -82,8 +82,13 @@ class UndoLog:
         replace_data(tensor, values)
 
     def set(self, changes: Sequence[AttributeChange]) -> None:
-        self.attributes += changes
-        set_attributes(self.model, changes)
+        for change in changes:
+            self.attributes.append(change)  # first, for an interrupt may come between
+            try:
+                set_attributes(self.model, [change])
+            except Exception:  # the holder refuses, and would refuse to be put back too
+                self.attributes.pop()
+                raise
 
     def clear_caches(self) -> None:
         """Empty dictionaries of tensors that modules keep beside their state: what was derived has an old size."""
@@ -114,12 +119,12 @@ class UndoLog:
                 _forget(optimizer, parameter)
             else:
                 optimizer.state[parameter] = state
-        restore_attributes(self.model, self.attributes)
         for cache, content in self.caches:
             cache.clear()
             cache.update(content)
         for site, width in reversed(self.widths):
             site.resize(width)
+        restore_attributes(self.model, self.attributes)
 
 
 _REGISTRIES = frozenset(vars(nn.Module()))

@@ -47,7 +47,8 @@ def _centred(model: nn.Module, values: Tensor, edit: Centre) -> Tensor:
 
 
 def _lifted(gain: Tensor) -> Tensor:
-    """The gain with entries close to zero raised to its root mean square, signs kept."""
+    """The gain with entries close to zero raised to its root mean square, signs kept; a gain of zeros to 1."""
     level = gain.square().mean().sqrt()
+    level = torch.where(level > 0, level, torch.ones_like(level))
     raised = torch.where(gain < 0, -level, level)
     return torch.where(gain.abs() < SMALLEST_GAIN * level, raised, gain)

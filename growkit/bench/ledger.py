@@ -21,10 +21,12 @@ Row = dict[str, Any]
 ROW_VERSION = 1
 _ROOT = Path(growkit.__file__).parent
 
+_MEASURING = ("catalogue", "measure", "streams", "worker")
+
 # what a row depends on, beside the model: the files of growkit and the packages
 TOOLS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "growkit": (
-        ("graph", "surgery", "device.py", "rng.py", "bench/catalogue.py", "bench/measure.py", "bench/worker.py"),
+        ("graph", "surgery", "device.py", "rng.py", *(f"bench/{one}.py" for one in _MEASURING)),
         ("torch", "torchvision", "timm"),
     ),
     "torch-pruning": (

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from growkit.bench.catalogue import Entry, build, example_of
 from growkit.bench.progress import Progress, without_folders
-from growkit.graph import GrowthSite, ModelGraph, Refusal, Sites, arguments_of
+from growkit.bench.streams import streams_of, verified_streams
+from growkit.graph import GrowthSite, ModelGraph, Refusal, Sites, arguments_of, copy_of
 from growkit.graph.dimensions import Atom
 from growkit.graph.tracing import trace_both_modes
 from growkit.surgery import (
@@ -33,6 +35,7 @@ __all__ = ["extension", "growth_error", "measure", "perturb", "reach", "verify"]
 
 TOLERANCE = 1e-5
 SHARE = 0.25  # new units per unit
+SAMPLES = 8  # of the last check
 
 
 def measure(entry: Entry, progress: Progress) -> None:
@@ -47,6 +50,7 @@ def measure(entry: Entry, progress: Progress) -> None:
     with progress.stage("analyse"):
         sites = Sites(ModelGraph(model, train, evaluation, inputs=(args, kwargs)))
         found = list(sites)  # joint sites will stand in the place of their parts
+        streams = streams_of(sites.graph)
     progress.add(
         path_specialised=sites.graph.path_specialised,
         nodes=len(train.graph.nodes),
@@ -59,6 +63,8 @@ def measure(entry: Entry, progress: Progress) -> None:
         verdict = verify(model, found, inputs)
     progress.add(
         verified=verified_among(found, verdict.sites),
+        streams=sorted(streams.values()),
+        streams_verified=sorted(streams[one] for one in verified_streams(streams, verdict.sites)),
         reach_verified=reach(model, verdict.sites),
         trial_refusals=kinds(verdict.refusals),
         examples=examples(verdict.refusals),
@@ -121,22 +127,64 @@ def growth_error(model: nn.Module, sites: Sequence[GrowthSite], inputs: Inputs) 
     New units get a random fan-in of the size of the old and a zero fan-out, the control a random fan-out.
 
     Returns:
-        `error_eval`, `error_train`: the worst over the example and a batch of another size, relative, in fp32;
-        `control`: the change in eval mode with a random fan-out. Empty where there is no site.
+        `error_eval`, `error_train`: the worst over two batches of other values than the example, of SAMPLES and one
+        more where the model takes them, relative, in fp32; `error_exact`: where one of them is above the tolerance, the
+        worst in float64, which tells rounding from error; `control`: the change in eval mode with a random fan-out.
+        Empty where there is no site.
     """
     if not sites:
         return {}
     perturb(model)
-    batches = [inputs, inputs.one_more()]
+    batches = _other_batches(model, inputs)
+    found = _changes(model, sites, batches)
+    exact = {"error_exact": _in_float64(model, sites, batches)} if max(found.values()) > TOLERANCE else {}
+    before = observe(model, batches[0])
+    control = function_change(before, _grown(model, sites, batches[:1], fan_out=True)[0])
+    return {**found, **exact, "control": control.eval}
+
+
+def _changes(model: nn.Module, sites: Sequence[GrowthSite], batches: Sequence[Inputs]) -> dict[str, float]:
     before = [observe(model, batch) for batch in batches]
     after = _grown(model, sites, batches, fan_out=False)
     changes = [function_change(b, a) for b, a in zip(before, after, strict=True)]
-    control = function_change(before[0], _grown(model, sites, batches[:1], fan_out=True)[0])
-    return {
-        "error_eval": max(change.eval for change in changes),
-        "error_train": max(change.train for change in changes),
-        "control": control.eval,
-    }
+    return {"error_eval": max(one.eval for one in changes), "error_train": max(one.train for one in changes)}
+
+
+def _in_float64(model: nn.Module, sites: Sequence[GrowthSite], batches: Sequence[Inputs]) -> float | None:
+    """The worst change in float64; None where the forward insists on fp32."""
+    try:
+        return max(_changes(copy_of(model).double(), sites, [batch.double() for batch in batches]).values())
+    except Exception:  # whatever a model's forward raises for float64
+        return None
+
+
+def _other_batches(model: nn.Module, inputs: Inputs) -> list[Inputs]:
+    """Batches of other values and another size than the example; of its size where the model is bound to that."""
+    fresh = _fresh(inputs)
+    for batches in ([fresh, fresh.one_more()], [inputs.moved(), inputs.moved().one_more()]):
+        try:
+            for batch in batches:
+                observe(model, batch)
+        except Exception:  # whatever a model's forward raises for a size that it does not expect
+            continue
+        return batches
+    return [inputs.moved()]
+
+
+def _fresh(inputs: Inputs) -> Inputs:
+    """SAMPLES samples: Gaussian values of the example's mean and spread, its own where they are no floats."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(x: Tensor) -> Tensor:
+        if not x.dim() or len(x) != inputs.batch:
+            return x
+        if not x.is_floating_point():
+            return x[torch.arange(SAMPLES) % len(x)]
+        noise = torch.randn(SAMPLES, *x.shape[1:], generator=generator).to(x)
+        return x.mean() + noise * (x.std() if x.numel() > 1 else 1.0)
+
+    args, kwargs = pytree.tree_map_only(Tensor, draw, (inputs.args, inputs.kwargs or {}))
+    return Inputs(args, kwargs)
 
 
 def _grown(

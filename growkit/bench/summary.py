@@ -16,7 +16,9 @@ __all__ = ["models_table", "readme", "render", "summarise"]
 Row = dict[str, Any]
 
 QUANTILES = {"min": 0.0, "p10": 0.1, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "max": 1.0}
-WRONG = 1e-4  # relative change of the outputs that no rounding explains
+TOLERANCE = 1e-5  # relative change of the outputs that rounding in fp32 may come to
+WRONG = 1e-4  # that no rounding explains, unless float64 shows that it does
+EXACT = 1e-9  # the same in float64
 TOP = 12
 
 
@@ -43,7 +45,9 @@ def summarise(rows: Sequence[Row], peers: Sequence[Row] | None = None) -> dict[s
         "error_eval": _errors(grown, "error_eval"),
         "error_train": _errors(grown, "error_train"),
         "control": _errors(grown, "control"),
-        "grown_wrong": sorted(row["model"] for row in grown if _worst(row) > WRONG),
+        "error_exact": _errors(grown, "error_exact"),
+        "streams": _streams(rows),
+        "grown_wrong": sorted(row["model"] for row in grown if _is_wrong(row)),
         "not_measured": sorted(row["model"] for row in grown if "error_eval" not in row),
         "graph_refusals": _total(row.get("graph_refusals", {}) for row in rows),
         "trial_refusals": _total(row.get("trial_refusals", {}) for row in rows),
@@ -55,6 +59,19 @@ def summarise(rows: Sequence[Row], peers: Sequence[Row] | None = None) -> dict[s
         "wall_seconds": quantiles(row["wall_seconds"] for row in rows),
         "peak_mib": quantiles(row["peak_mib"] for row in rows if "peak_mib" in row),
         "torch_pruning": None if peers is None else _peer(peers),
+    }
+
+
+def _streams(rows: Sequence[Row]) -> dict[str, int]:
+    """Residual streams that norms read, in models that attend: of models and of streams, how many grow."""
+    known = [row for row in rows if row.get("streams")]
+    grown = [row for row in known if row.get("streams_verified")]
+    return {
+        "models": len(known),
+        "models_some_verified": len(grown),
+        "models_all_verified": sum(len(row["streams_verified"]) == len(row["streams"]) for row in grown),
+        "streams": sum(len(row["streams"]) for row in known),
+        "streams_verified": sum(len(row["streams_verified"]) for row in grown),
     }
 
 
@@ -85,8 +102,11 @@ def _errors(rows: Sequence[Row], key: str) -> dict[str, float | str] | None:
     return {name: value if np.isfinite(value) else str(value) for name, value in known.items()}
 
 
-def _worst(row: Row) -> float:
-    return max(number(row.get(key)) or 0.0 for key in ("error_eval", "error_train"))
+def _is_wrong(row: Row) -> bool:
+    """Whether the outputs changed by more than rounding: as float64 tells, or else by how much."""
+    exact = number(row.get("error_exact"))
+    worst = max(number(row.get(key)) or 0.0 for key in ("error_eval", "error_train"))
+    return worst > WRONG if exact is None else exact > EXACT
 
 
 def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
@@ -133,6 +153,7 @@ def _lines(summary: dict[str, Any], peer: dict[str, Any] | None) -> list[tuple[s
     n, found = summary["models"], summary["found"]
     theirs = peer or {"models": 0, "built": 0, "usable": 0, "usable_train": 0, "wall_seconds": None}
     m, reach, seconds = theirs["models"], summary["reach_verified"], summary["cpu_seconds"]
+    streams = summary["streams"]
     return [
         ("models", f"{n} of {summary.get('in_set', n)}", str(m)),
         ("graph built", _share(summary["traced"], n), _share(theirs["built"], m)),
@@ -143,6 +164,22 @@ def _lines(summary: dict[str, Any], peer: dict[str, Any] | None) -> list[tuple[s
         ("reach: median (10 %, 25 %, 75 %)", _spread(reach, "median", "p10", "p25", "p75"), ""),
         ("change of the outputs, eval: median, worst", _spread(summary["error_eval"], "median", "max"), "no claim"),
         ("change of the outputs, train: median, worst", _spread(summary["error_train"], "median", "max"), "no claim"),
+        (
+            f"the same in float64 where fp32 shows more than {TOLERANCE:g}: worst",
+            _spread(summary["error_exact"], "max"),
+            "",
+        ),
+        ("transformers whose residual streams all grow", _share(streams["models_all_verified"], streams["models"]), ""),
+        (
+            "transformers of which some residual stream grows",
+            _share(streams["models_some_verified"], streams["models"]),
+            "",
+        ),
+        (
+            "verified / found residual streams of transformers",
+            _share(streams["streams_verified"], streams["streams"]),
+            "",
+        ),
         ("control (must change): least, median", _spread(summary["control"], "min", "median"), ""),
         ("wall s per model: median, 90 %", _both(summary), _spread(theirs["wall_seconds"], "median", "p90")),
         *(

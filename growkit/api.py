@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,19 @@ from growkit.config.data import MemorySettings
 from growkit.config.growth import RandomSettings, ZeroSettings
 from growkit.config.models import LiveModelSettings
 from growkit.data import data_from_user
-from growkit.errors import GrowthRefused, ModelError, SurgeryError, UserInputError
-from growkit.graph import GrowthSite, Sites, check_model, check_values
+from growkit.errors import GrowthRefused, SurgeryError, UserInputError
+from growkit.graph import GrowthSite, Sites, check_model, check_values, outside_inference_mode, refuse_wrappers
 from growkit.growth.base import History
 from growkit.growth.controller import GrowthEvent
 from growkit.growth.initializers import build_initializer
 from growkit.growth.statistics import Measurement
 from growkit.pipeline import Stage, run
 from growkit.report import Observer
-from growkit.surgery import Edit, Extension, Growth, Inputs, Observation, Verdict, function_change, observe, untouched
+from growkit.surgery import Edit, Extension, Growth, Inputs, Verdict, untouched
 from growkit.surgery import grow as operate
 from growkit.surgery import verify_sites as try_out
-from growkit.surgery.guard import example_for, rounding_of, taken_back
-from growkit.surgery.transaction import refuse_stale
+from growkit.surgery.guard import Watched, example_for, taken_back, watch
+from growkit.surgery.transaction import inside_of, refuse_stale
 
 __all__ = ["Grown", "grow", "verify_sites", "widen"]
 
@@ -155,6 +155,7 @@ def _refuse_what_is_handed_over(settings: Mapping[str, Any]) -> None:
         raise UserInputError(f"growkit.grow takes the model and the data as arguments; leave {given[0]} out of config")
 
 
+@outside_inference_mode()
 def widen(
     model: nn.Module,
     site: GrowthSite,
@@ -168,8 +169,8 @@ def widen(
 ) -> Edit:
     """Widen one site of `model` in place; `optimizer`'s state grows along. `.undo()` takes it back.
 
-    The outputs are compared before and after, in eval and in train mode without dropout; where they differ by more than
-    1e-5 of their size (more in half precision), the model is put back.
+    The outputs, those of `copies` too, are compared before and after, in eval and in train mode without dropout; where
+    they differ by more than 1e-5 of their size (more in half precision), everything is put back.
 
     Args:
         model: the module the site was found in.
@@ -185,8 +186,8 @@ def widen(
     Raises:
         UserInputError: `model` is no module or `site` no site, or the initializer needs data.
         GrowthRefused: the model is wrapped, the site is of another model, or num_new is not a whole number >= 1.
-        ModelError: the model has no values, does not run on the example, or gives outputs that are not finite.
-        SurgeryError: the wider model fails or computes something else; it is as it was before the call.
+        ModelError: the model or a copy has no values, does not run on the example, or its outputs are not finite.
+        SurgeryError: the wider model or copy fails or computes something else; all are as they were before the call.
     """
     _check_sites(model, [site])
     settings = {"zero": ZeroSettings(), "random": RandomSettings(form="zero_fan_out")}.get(initializer)
@@ -198,7 +199,7 @@ def widen(
     if isinstance(num_new, bool) or not isinstance(num_new, int) or num_new < 1:
         raise GrowthRefused(f"{site.name} must grow by a whole number of units >= 1, got {num_new!r}")
     inputs = example_for(model, site.graph.inputs, example)
-    before = _first_look(model, inputs)
+    watched = [watch(model, inputs), *_watched(copies, site, example)]
     site = _tried(model, site, inputs)
     nothing = Measurement(model, _no_loss, Inputs(), torch.empty(0), (site,))
     extended = build_initializer(settings).extend(site, num_new, nothing, torch.Generator().manual_seed(seed))
@@ -207,12 +208,12 @@ def widen(
         edits.append(
             operate(model, [Growth(site, num_new, Extension(extended.values))], optimizer=optimizer, copies=copies)
         )
-        change = function_change(before, observe(model, inputs)).worst
-        if change > (tolerance := rounding_of(model)):
-            raise SurgeryError(f"it changes the outputs by {change:.1e} of their size, more than {tolerance:.1e}")
+        for one in watched:
+            one.compare()
     return edits[0]
 
 
+@outside_inference_mode()
 def verify_sites(
     model: nn.Module, sites: Sites | Sequence[GrowthSite], *, example: Tensor | tuple | dict | None = None
 ) -> Verdict:
@@ -228,8 +229,9 @@ def verify_sites(
 
     Returns:
         `.sites` that may grow (joint ones take the place of their parts), `.refusals` of the others with the reason,
-        `.worst`, the largest change of an output relative to the largest output when all grew together, and `.control`,
-        that change when the same edit was wrong on purpose.
+        `.worst`, the largest change of an output relative to the largest output when all grew together, `.control`,
+        that change when the same edit was wrong on purpose, and `.path_specialised`, True where the forward branches on
+        values and the sites are proved for the path of the example only.
 
     Raises:
         UserInputError: `model` is no module, or `sites` are no sites.
@@ -284,15 +286,14 @@ def _tried(model: nn.Module, site: GrowthSite, inputs: Inputs) -> GrowthSite:
     )
 
 
-def _first_look(model: nn.Module, inputs: Inputs) -> Observation:
-    remedy = "the outputs are compared before and after; give a batch that fits with example="
-    try:
-        before = observe(model, inputs)
-    except Exception as error:  # a user's forward may raise anything
-        raise ModelError(f"the model must run on the example, got {type(error).__name__}: {error}; {remedy}") from error
-    if function_change(before, before).worst > 0.0:
-        raise ModelError(f"the model's outputs on the example must be finite, got inf or NaN; {remedy}")
-    return before
+def _watched(copies: Sequence[nn.Module], site: GrowthSite, example: Tensor | tuple | dict | None) -> Iterator[Watched]:
+    """What the copies compute before the edit."""
+    for number, copy in enumerate(copies):
+        inside = inside_of(copy)
+        refuse_wrappers(inside)
+        check_values(inside)
+        refuse_stale(inside, [site])
+        yield watch(inside, example_for(inside, site.graph.inputs, example), f"copies[{number}]")
 
 
 def _no_loss(outputs: Any, targets: Tensor) -> Tensor:

@@ -7,9 +7,13 @@ does not: growth draws from its own stream.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +37,7 @@ class Streams:
     def __init__(self, seed: int):
         self.seed = seed
         self._generators: dict[str, torch.Generator] = {}
-        self._lent: dict[str, tuple[Tensor, list[Tensor]]] = {}  # states of the global generators, CPU and CUDA
+        self._lent: dict[str, _GlobalState] = {}
 
     def seed_of(self, name: str) -> int:
         """The 63-bit seed of the stream `name`, one of STREAMS."""
@@ -50,33 +54,60 @@ class Streams:
 
     @contextmanager
     def lent(self, name: str) -> Iterator[None]:
-        """Let torch's global generators serve the stream `name` for a block, for what takes no generator: dropout.
+        """Let the global generators serve the stream `name` for a block, for what takes no generator: dropout.
 
         The next block goes on where this one ended; whatever drew from the global generators before or between the
         blocks finds them as it left them.
         """
         with isolated(self.seed_of(name)):
             if name in self._lent:
-                cpu, cuda = self._lent[name]
-                torch.set_rng_state(cpu)
-                for device, state in enumerate(cuda):
-                    torch.cuda.set_rng_state(state, device)
+                _set_global_state(self._lent[name])
             try:
                 yield
             finally:
-                self._lent[name] = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in _devices()]
+                self._lent[name] = _global_state()
+
+
+@contextmanager
+def isolated(seed: int | None = None) -> Iterator[None]:
+    """Run a block on the global generators of torch, numpy and Python, and put their states back afterwards.
+
+    Args:
+        seed: seeds all of them if given.
+    """
+    before = _global_state()
+    try:
+        if seed is not None:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+        yield
+    finally:
+        _set_global_state(before)
+
+
+@dataclass(frozen=True)
+class _GlobalState:
+    cpu: Tensor
+    cuda: list[Tensor]
+    numpy: Any
+    python: Any
+
+
+def _global_state() -> _GlobalState:
+    cuda = [torch.cuda.get_rng_state(device) for device in _devices()]
+    return _GlobalState(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())
+
+
+def _set_global_state(state: _GlobalState) -> None:
+    torch.set_rng_state(state.cpu)
+    for device, one in enumerate(state.cuda):
+        torch.cuda.set_rng_state(one, device)
+    np.random.set_state(state.numpy)
+    random.setstate(state.python)
 
 
 def _devices() -> list[int]:
     """The CUDA devices in use; asking one for its state would start it."""
     started = torch.cuda.is_available() and torch.cuda.is_initialized()
     return list(range(torch.cuda.device_count())) if started else []
-
-
-@contextmanager
-def isolated(seed: int | None = None) -> Iterator[None]:
-    """Run a block on torch's global generators, seeded if `seed` is given, and put their states back afterwards."""
-    with torch.random.fork_rng(devices=_devices()):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,15 @@ def one_thread():
 @pytest.fixture
 def wrn_quarter() -> Path:
     return EXPERIMENTS / "wrn_quarter.yaml"
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Write a text to c.yaml in an empty working folder, so that problems start with `c.yaml:`."""
+    monkeypatch.chdir(tmp_path)
+
+    def write_text(text: str) -> Path:
+        Path("c.yaml").write_text(text, encoding="utf-8")
+        return Path("c.yaml")
+
+    return write_text

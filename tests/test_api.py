@@ -238,7 +238,7 @@ def test_an_interrupted_widening_is_taken_back(monkeypatch: pytest.MonkeyPatch):
             raise KeyboardInterrupt
         return function_change(before, after)
 
-    monkeypatch.setattr("growkit.api.function_change", interrupted)
+    monkeypatch.setattr("growkit.surgery.guard.function_change", interrupted)
     with pytest.raises(KeyboardInterrupt):
         growkit.widen(model, sites["a"], 2)
     assert model.a.weight.shape == (4, 5) and sites["a"].width == 4

@@ -1,118 +1,28 @@
+"""The growth controller: sites, events, plans, doubt."""
+
 from __future__ import annotations
 
 import copy
-import functools
-import sys
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from controller_cases import CLOCK, Careless, Chain, Fixed, start, traced
 from torch import Tensor, nn
 
 from growkit.config.growth import (
     BudgetSettings,
-    FixedSettings,
     GradMaxSettings,
-    GrowthSettings,
     NeverSettings,
-    PeriodicSettings,
     RandomSettings,
     RoundRobinSettings,
     ZeroSettings,
 )
 from growkit.device import ComputePolicy
 from growkit.errors import GrowthRefused, SurgeryError, UserInputError
-from growkit.graph import Sites, find_sites
-from growkit.growth import controller as controller_module
-from growkit.growth.base import Clock, Extended, GrowthRecord, History, Initializer
-from growkit.growth.controller import GrowthController, GrowthEvent, describe_refusals
-from growkit.surgery import Inputs, function_change, observe, replay, transaction, undo
-
-FP32 = ComputePolicy("cpu", "fp32", False, "a test")
-CLOCK = Clock(steps_per_epoch=5, total_steps=20)
-EVERY_STEP = PeriodicSettings(start=1, every=1, unit="steps")
-
-
-class Mixed(nn.Module):
-    """A chain (`inner`), and a residual stream (`stem`) that is none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.inner, self.outer, self.head = (
-            nn.Linear(5, 4),
-            nn.Linear(4, 6),
-            nn.Linear(6, 4),
-            nn.Linear(4, 3),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        return self.head(x + self.outer(torch.tanh(self.inner(x))))
-
-
-class Chain(nn.Sequential):
-    """Three hidden layers one after the other; neighbours share a weight."""
-
-    def __init__(self) -> None:
-        layers = [nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)]
-        super().__init__(*layers)
-
-
-class Fixed(nn.Sequential):
-    """Nothing in it can grow."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(5, 3))
-
-
-@functools.cache
-def traced(kind: type[nn.Module]) -> tuple[nn.Module, Sites]:
-    torch.manual_seed(0)
-    model = kind()
-    return model, find_sites(model, torch.randn(4, 5))
-
-
-@dataclass
-class Run:
-    """A controller and what it works on."""
-
-    controller: GrowthController
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    inputs: Inputs
-    targets: Tensor
-    history: History
-
-    def prepare(self) -> Run:
-        self.controller.prepare(self.inputs)
-        return self
-
-    def grow(self, step: int = 1) -> GrowthEvent:
-        self.history.step = step
-        return self.controller.grow(self.optimizer, self.inputs, self.targets, self.history)
-
-    def train(self) -> None:
-        self.optimizer.zero_grad()
-        F.cross_entropy(self.model(*self.inputs.args), self.targets).backward()
-        self.optimizer.step()
-
-
-def start(kind: type[nn.Module] = Mixed, compute: ComputePolicy = FP32, **settings: Any) -> Run:
-    model, sites = traced(kind)
-    model = copy.deepcopy(model)
-    for site in sites:
-        site.resize(site.seed_width)
-    torch.manual_seed(1)
-    inputs, targets = torch.randn(12, 5), torch.arange(12) % 3
-    given = {"when": EVERY_STEP, "how_many": FixedSettings(units=2)} | settings
-    controller = GrowthController(
-        model, sites, GrowthSettings(**given), F.cross_entropy, compute, torch.Generator().manual_seed(0)
-    )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return Run(controller, model, optimizer, Inputs((inputs,)), targets, History(CLOCK))
-
+from growkit.growth.base import GrowthRecord
+from growkit.growth.controller import describe_refusals
+from growkit.surgery import function_change, observe, replay
 
 # before training
 
@@ -229,31 +139,6 @@ def test_growth_stops_where_the_next_event_would_break_the_budget() -> None:
     assert start(Chain, budget=BudgetSettings(params=seed + 30)).prepare().controller.due(run.history)
 
 
-# doubt
-
-
-@dataclass(frozen=True)
-class Careless(Initializer):
-    """Fills both sides at some sites: what is not verified goes wrong."""
-
-    wrong: tuple[str, ...]
-    name = "careless"
-
-    def refuses(self, site: Any) -> str | None:
-        return None
-
-    def extend(self, site: Any, num_new: int, measurement: Any, generator: torch.Generator) -> Extended:
-        values = {}
-        for edit in site.tensor_edits(num_new):
-            shape = list(measurement.tensor(edit.names[0]).shape)
-            for dim, index in enumerate(edit.index_maps):
-                if index is not None and len(shape) > 1 and (dim == 0 or site.name in self.wrong):
-                    values[edit.names[0], dim] = torch.randn(
-                        [num_new if d == dim else size for d, size in enumerate(shape)], generator=generator
-                    )
-        return Extended(values, "zero_fan_out", "a test")
-
-
 @pytest.mark.parametrize("wrong", ["0", "2", "4"])
 def test_a_site_that_would_change_the_outputs_is_rolled_back_and_given_up(wrong: str) -> None:
     """Its neighbours share weights with it and still grow, as at an event without it."""
@@ -354,140 +239,6 @@ def test_a_model_that_is_frozen_throughout_says_so() -> None:
     run.model.requires_grad_(False)
     with pytest.raises(UserInputError, match=r"at least one site that can grow, got none\n(.*\n)*.*weights are frozen"):
         run.prepare()
-
-
-# interrupts
-
-
-def everything(run: Run) -> dict[str, Any]:
-    return {
-        "values": {name: tensor.clone() for name, tensor in run.model.state_dict().items()},
-        "modules": {n: {k: v for k, v in vars(m).items() if type(v) is int} for n, m in run.model.named_modules()},
-        "state": [copy.deepcopy(run.optimizer.state[p]) for p in run.model.parameters()],
-        "gradients": [None if p.grad is None else p.grad.clone() for p in run.model.parameters()],
-        "widths": {site.name: site.width for site in run.controller.sites},
-        "edits": list(run.controller.edits),
-        "tracked": list(run.controller.tracked),
-        "refusals": list(run.controller.refusals),
-        "history": copy.deepcopy(run.history.growths),
-    }
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
-
-
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, module: Any, target: str, call: int) -> None:
-    original, calls = getattr(module, target), [0]
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == call:
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(module, target, interrupted)
-
-
-@pytest.mark.parametrize("wrong", [(), ("2",)], ids=["at once", "one by one"])
-@pytest.mark.parametrize(
-    ("module", "target", "call"),
-    [
-        *((controller_module, "observe", call) for call in (1, 2, 3)),
-        *((undo, "replace_data", call) for call in (1, 4, 9)),
-        (controller_module, "new_entries", 1),
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)).rpartition(".")[2],
-)
-def test_an_interrupted_event_changes_nothing(
-    wrong: tuple[str, ...], module: Any, target: str, call: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = start(Chain).prepare()
-    run.train()
-    run.grow(1)  # so that there are edits to keep
-    run.controller.initializer = Careless(wrong)
-    run.train()
-    before = everything(run)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, module, target, call)
-        with pytest.raises(KeyboardInterrupt):
-            run.grow(2)
-    assert same(everything(run), before)
-    run.grow(2)
-    run.train()
-    seed = copy.deepcopy(traced(Chain)[0])
-    replay(seed, run.controller.edits)
-    seed.load_state_dict(run.model.state_dict())
-
-
-class Interrupting:
-    """A trace function that raises KeyboardInterrupt at the n-th line of the controller or the transaction."""
-
-    def __init__(self, line: int):
-        self.left = line
-        self.files = {controller_module.__file__, transaction.__file__, undo.__file__}
-
-    def __call__(self, frame: Any, event: str, argument: Any) -> Any:
-        # no code can protect the exit of a `with` itself, and there are two of torch's in the look
-        if frame.f_code.co_filename not in self.files or frame.f_code.co_name == "_look":
-            return None
-        if event == "line":
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-        return self
-
-
-def test_an_interrupt_at_any_line_leaves_an_event_done_or_undone() -> None:
-    """Every 97th line of the controller and the transaction, of an event that gives up a site."""
-    line, interrupted = 1, True
-    while interrupted:
-        run = start(Chain)
-        run.controller.initializer = Careless(("2",))
-        run.train()
-        before, tracing = everything(run), sys.gettrace()
-        sys.settrace(Interrupting(line))
-        try:
-            run.grow()
-            interrupted = False
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.settrace(tracing)
-        done = bool(run.history.growths)
-        assert done == bool(run.controller.edits)
-        assert done or same(everything(run), before), line
-        if done:
-            assert run.history.growths[0].widths == {"0": (4, 6), "4": (4, 6)}
-            replay(seed := copy.deepcopy(traced(Chain)[0]), run.controller.edits)
-            seed.load_state_dict(run.model.state_dict())
-        line += STRIDE
-    assert line > 10 * STRIDE
-
-
-STRIDE = 97
-
-
-def test_a_failure_after_the_edit_takes_it_back() -> None:
-    """The loss sees the wider model only after it was verified."""
-    run = start(Chain).prepare()
-    before, calls = everything(run), []
-
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        calls.append(1)
-        if run.model[0].weight.shape[0] > 4:
-            raise RuntimeError("no loss")
-        return F.cross_entropy(outputs, targets)
-
-    run.controller.loss = loss
-    run.controller.initializer = Careless(())
-    with pytest.raises(RuntimeError, match="no loss"):
-        run.grow()
-    assert calls and same(everything(run), before)
 
 
 # costs

@@ -129,7 +129,15 @@ def drawn(model: nn.Module, *example: Tensor) -> tuple[Layout, str, Facts]:
 def test_the_table_has_a_line_for_each_site_with_width_members_and_cost():
     lines = output("mlp", "model.hidden=[32, 16]").splitlines()
     row = next(line.split() for line in lines if line.startswith("hidden.0"))
-    assert row[:7] == ["hidden.0", "32", "hidden.0", "hidden.1", "-", "81", "160"]  # 64 + 1 + 16 parameters
+    assert row[:7] == [
+        "hidden.0.linear",
+        "32",
+        "hidden.0.linear",
+        "hidden.1.linear",
+        "-",
+        "81",
+        "160",
+    ]  # 64 + 1 + 16 parameters
     assert "model     mlp: MLP on 2x1x8x8" in lines
     assert any("2,778 parameters" in line for line in lines)
     assert any("1 × is the model's output" in line for line in lines)
@@ -306,7 +314,9 @@ def test_graphml_is_read_back(tmp_path: Path):
     path = tmp_path / "mlp.graphml"
     output("mlp", "--graphml", str(path))
     names = {data["name"] for _, data in nx.read_graphml(path).nodes(data=True) if data["kind"] == "parameter"}
-    assert names == {f"{layer}.{kind}" for layer in ("hidden.0", "hidden.1", "head") for kind in ("weight", "bias")}
+    assert names == {
+        f"{layer}.{kind}" for layer in ("hidden.0.linear", "hidden.1.linear", "head") for kind in ("weight", "bias")
+    }
 
 
 # what is refused

@@ -121,12 +121,16 @@ def test_vgg_has_the_parameters_of_its_formula():
     assert num_params(build(VggSettings(), CIFAR)) == formula
 
 
+def convs_of(model: VGG) -> list[nn.Conv2d]:
+    return [layer.conv for layer in model.layers]
+
+
 def test_vgg_leaves_one_pixel_of_a_cifar_image():
     model = build(VggSettings(width=0.1), CIFAR)
     assert isinstance(model, VGG)
-    assert [conv.stride[0] for conv in model.convs] == [1, 2, 2, 1, 2, 1, 2, 1]
+    assert [conv.stride[0] for conv in convs_of(model)] == [1, 2, 2, 1, 2, 1, 2, 1]
     x = torch.randn(1, *CIFAR)
-    for conv in model.convs:
+    for conv in convs_of(model):
         x = conv(x)
     assert x.shape[2:] == (2, 2) and model.head(x).shape[2:] == (1, 1)
 
@@ -178,17 +182,17 @@ def test_a_narrow_wrn_differs_from_the_full_one_inside_its_blocks_only():
 def test_a_narrow_vgg_keeps_its_outputs():
     model = build(VggSettings(width=0.25))
     assert isinstance(model, VGG)
-    assert [conv.out_channels for conv in model.convs] == [16, 32, 64, 64, 128, 128, 128, 128]
+    assert [conv.out_channels for conv in convs_of(model)] == [16, 32, 64, 64, 128, 128, 128, 128]
     assert model.head.out_channels == 10
 
 
 def test_a_unit_without_fan_in_still_learns():
     model = build(MlpSettings(hidden=(4,)))
     assert isinstance(model, MLP)
-    nn.init.zeros_(model.hidden[0].weight)
-    nn.init.zeros_(model.hidden[0].bias)
+    nn.init.zeros_(model.hidden[0].linear.weight)
+    nn.init.zeros_(model.hidden[0].linear.bias)
     model(torch.randn(8, *DIGITS)).square().sum().backward()
-    assert model.hidden[0].weight.grad.abs().sum() > 0
+    assert model.hidden[0].linear.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("settings", [VggSettings(), WrnSettings()], ids=str)

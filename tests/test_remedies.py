@@ -148,9 +148,12 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, norm, attention) for _ in range(2))
         self.norm, self.head = norm(width), nn.Linear(width, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def embedded(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        return torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedded(x)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x)[:, 0])
@@ -352,18 +355,33 @@ def test_undo_takes_back_remedies_to_the_last_bit():
 
 class PostNorm(Transformer):
     def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = self.embedded(x)
         for block in self.blocks:
             x = block.norm1(x + block.attention(x))
-        return self.head(x[:, 0])
+            x = block.norm2(x + block.gain * block.down(F.gelu(block.up(x))))
+        return self.head(self.norm(x)[:, 0])
 
 
 class SecondReader(Transformer):
     def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = self.embedded(x)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x)[:, 0]) + self.head(torch.tanh(x[:, 0]))
+
+
+class ScaledStream(Transformer):
+    """The mean over channels before a gain says nothing of that behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedded(x)
+        for block in self.blocks:
+            x = block(x * self.gain)
+        return self.head(self.norm(x)[:, 0])
 
 
 class Merged(Transformer):
@@ -374,7 +392,9 @@ class Merged(Transformer):
         self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = self.embedded(x)
+        for block in self.blocks:
+            x = block(x)
         return self.head(self.norm(torch.cat([x[:, 0], x[:, 1]], -1)))
 
 
@@ -388,7 +408,7 @@ class WithoutGain(Transformer):
     ("kind", "reason"),
     [
         (PostNorm, "is read by norms and by linear, so its writers cannot be centred unseen"),
-        (SecondReader, "is read by norms and by tanh, so its writers cannot be centred unseen"),
+        (ScaledStream, "is read by norms and by mul, so its writers cannot be centred unseen"),
         (Merged, "is normalised together with other widths or positions"),
         (WithoutGain, "is normalised without a weight that could take up the change"),
     ],
@@ -398,6 +418,16 @@ def test_a_stream_without_an_exact_remedy_is_refused_with_the_reason(kind: type[
     assert "patches" not in [site.name for site in sites]
     with pytest.raises(GrowthRefused, match=reason):
         sites["patches"]
+
+
+def test_a_stream_that_layer_norms_and_others_read_grows_by_channels_with_the_mean_of_the_old_ones():
+    model, sites = prepared(SecondReader())
+    old = copy.deepcopy(model)
+    assert_exact(model, sites["patches"])
+    assert torch.equal(model.patches.weight[:8], old.patches.weight)
+    torch.testing.assert_close(model.patches.weight[8], old.patches.weight.mean(0))
+    assert not model.head.weight[:, 8:].any() and model.blocks[0].up.weight[:, 8:].all()
+    assert_exact(model, sites["patches"])
 
 
 def test_root_mean_square_streams_may_have_other_readers_that_keep_zeros():

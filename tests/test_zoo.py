@@ -99,7 +99,10 @@ def widened(
 ) -> Iterator[Edit]:
     """The model with sites widened in one event, inside the block only."""
     generator = torch.Generator().manual_seed(seed)
-    growths = [Growth(site, num, random_units(model, site, num, generator, wrong=wrong)) for site, num in orders]
+    growths = [
+        Growth(site, num, random_units(model, site, num, generator, wrong=wrong), remedied=not wrong)
+        for site, num in orders
+    ]
     edit = grow(model, growths)
     try:
         yield edit

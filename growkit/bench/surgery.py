@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from growkit.api import widen
 from growkit.bench.measure import SHARE, extension, verify
 from growkit.config.models import WrnSettings
 from growkit.environment import describe_environment
@@ -36,6 +38,7 @@ GOALS: dict[str, tuple[str, float | None]] = {
     "undo_one": ("forward", None),
     "undo_all": ("forward", None),
     "replay": ("forward", None),
+    "widen_one": ("forward", 15.0),
     "verify": ("forward", 15.0),
 }
 
@@ -103,7 +106,7 @@ class _Subject:
         found = list(Sites(self._graph()))
         self.found = len(found)
         self.sites = verify(model, found, self.inputs).sites  # and everything is warm
-        self.forwards = 0
+        self.forwards: dict[str, int] = {}
         self.seconds: dict[str, list[float]] = {}
 
     def measure(self) -> None:
@@ -111,6 +114,7 @@ class _Subject:
         self._time("analysis", self._graph)
         self._edit("one", self.sites[len(self.sites) // 2 :][:1])
         self._edit("all", self.sites)
+        self._widen(self.sites[len(self.sites) // 2])
         fresh = list(Sites(self._graph()))  # a trial settles the sites that it is given
         self._time("verify", lambda: self._verify(fresh))
 
@@ -139,15 +143,28 @@ class _Subject:
         num = max(1, int(SHARE * site.width))
         return Growth(site, num, extension(self.model, site, num, torch.Generator().manual_seed(0), fan_out=False))
 
+    def _widen(self, site: GrowthSite) -> None:
+        """An edit with its verification, of a site that was tried before."""
+        num = max(1, int(SHARE * site.width))
+        with self._counted("widen"):
+            edit = self._time("widen_one", lambda: widen(self.model, site, num, example=self.example))
+        edit.undo()
+
     def _verify(self, sites: list[GrowthSite]) -> Verdict:
-        self.forwards = 0
+        with self._counted("verify"):
+            return verify(self.model, sites, self.inputs)
+
+    @contextmanager
+    def _counted(self, name: str) -> Iterator[None]:
+        """Count the forwards of a block."""
+        self.forwards[name] = 0
 
         def count(module: nn.Module, args: Any) -> None:
-            self.forwards += 1
+            self.forwards[name] += 1
 
         hook = self.model.register_forward_pre_hook(count)  # a copy of the model keeps it
         try:
-            return verify(self.model, sites, self.inputs)
+            yield
         finally:
             hook.remove()
 
@@ -159,7 +176,8 @@ class _Subject:
             "nodes": self.nodes,
             "found": self.found,
             "verified": len(self.sites),
-            "verify_forwards": self.forwards,
+            "verify_forwards": self.forwards["verify"],
+            "widen_forwards": self.forwards["widen"],
             "cpu_seconds": {
                 name: dict(zip(("p25", "median", "p75"), np.quantile(times, [0.25, 0.5, 0.75]).tolist(), strict=True))
                 for name, times in self.seconds.items()
@@ -182,7 +200,8 @@ def render(result: dict[str, Any]) -> str:
     for name, (unit, goal) in GOALS.items():
         title = f"{name.replace('_', ' ')}, {'s per 1000 nodes' if unit == '1000 nodes' else 'forwards'}"
         line(title, [f"{one['ratios'][name]:.2f}" for one in models.values()], f"< {goal:g}" if goal else "")
-    line("forwards run by verify", [str(one["verify_forwards"]) for one in models.values()], "<= 15")
+    for name in ("widen", "verify"):
+        line(f"forwards run by {name}", [str(one[f"{name}_forwards"]) for one in models.values()], "<= 15")
     environment = result["environment"]
     note = (
         f"Ratios of medians of CPU time over {result['rounds']} interleaved rounds; one thread, "

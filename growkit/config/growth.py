@@ -156,8 +156,9 @@ class GrowthSettings(Settings):
     """The four questions, and the limits.
 
     when: the trigger. where: the sites of an event. how_many: units a site gets. initializer: how they start.
-    target: each site's final width: a multiple of its seed width, or widths by pattern of site names. sites: patterns
-    of the sites that may grow. fallback: what initialises sites the initializer cannot serve; null refuses them.
+    target: each site's final width: a multiple of its seed width, or widths by pattern of site names, in channels of
+    what is named also where a unit is a head. sites: patterns of the sites that may grow. fallback: what initialises
+    sites the initializer cannot serve; null refuses them.
     tolerance: largest relative change of the outputs (fp32) that an event may cause.
     """
 

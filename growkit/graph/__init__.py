@@ -10,11 +10,12 @@ from growkit.graph.depth_place import DepthPlace, PlaceRefusal, Places, structur
 from growkit.graph.growth_site import GrowthSite
 from growkit.graph.joins import joins
 from growkit.graph.model_graph import ModelGraph
-from growkit.graph.module_state import attributes_kept, copy_of
+from growkit.graph.module_state import attributes_kept, copy_of, outside_inference_mode, values_kept
 from growkit.graph.outputs import output_tensors
 from growkit.graph.places import find_places
 from growkit.graph.records import (
     AttributeEdit,
+    Average,
     Centre,
     Chain,
     LiftGain,
@@ -33,6 +34,7 @@ from growkit.graph.tracing import arguments_of
 
 __all__ = [
     "AttributeEdit",
+    "Average",
     "Centre",
     "Chain",
     "DepthPlace",
@@ -59,7 +61,9 @@ __all__ = [
     "find_sites",
     "joins",
     "output_tensors",
+    "outside_inference_mode",
     "refuse_wrappers",
     "rule",
     "structure_of",
+    "values_kept",
 ]

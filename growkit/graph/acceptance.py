@@ -48,6 +48,11 @@ def check_model(model: Any) -> None:
                 f"{type(model.get_submodule(owner)).__name__}{_at(owner)} has not seen data yet: a lazy module must be "
                 "run once on a batch before its widths are known"
             )
+        if tensor.is_inference():
+            raise ModelError(
+                f"weights made inside torch.inference_mode can be neither trained nor grown, got {name!r}; "
+                "build or load the model outside"
+            )
         if isinstance(tensor, nn.Parameter) and tensor.layout != torch.strided:
             raise ModelError(f"parameters must be dense to grow, got the sparse {name!r}; keep it as a dense tensor")
 

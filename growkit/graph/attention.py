@@ -2,7 +2,8 @@
 
 The product of queries and keys is one contraction between activations, so neither side is a weight that could be
 silenced. But zeros in the new entries of all keys leave every product as it was, and queries times sqrt(D' / D) undo a
-scale of 1 / sqrt(D) that becomes 1 / sqrt(D').
+scale of 1 / sqrt(D) that becomes 1 / sqrt(D'). Where it cannot be told which weights make the keys, zeros in the
+queries do as well.
 """
 
 from __future__ import annotations
@@ -28,11 +29,18 @@ __all__ = ["HeadSize", "NoHeadSize", "head_size"]
 SHAPES = frozenset({
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "unbind", "split",
     "split_with_sizes", "chunk", "select", "slice", "squeeze", "unsqueeze", "contiguous", "clone", "expand", "to",
-    "_to_copy", "alias", "detach", "movedim", "t",
+    "_to_copy", "alias", "detach", "movedim", "t", "type_as", "view_as", "reshape_as", "unfold", "pad",
+    "constant_pad_nd", "roll", "flip", "amax", "amin", "max_pool1d", "max_pool2d", "max_pool3d",
 })  # fmt: skip
-"""Operations that only move entries."""
+"""Operations that only move entries or pick the largest, put zeros between them, and take out a positive factor."""
 
-MAKERS = frozenset({"linear", "addmm", "conv1d", "conv2d"})
+SCALINGS = frozenset({"mul", "mul_", "div", "div_"})
+
+KEEPING = SCALINGS | {"to", "_to_copy", "alias", "detach", "type_as"}
+"""Operations after which every entry stands where it stood."""
+
+MAKERS = frozenset({"linear", "addmm", "conv1d", "conv2d", "batch_norm"})
+"""A batch norm has a weight per channel too, and forgets the scale of what comes before."""
 
 
 class NoHeadSize(Exception):
@@ -67,12 +75,12 @@ class HeadSize:
 
     Attributes:
         queries: the rows that make queries, scaled if `rescale`.
-        keys: the rows that make keys: their new ones are zero.
+        silent: the rows that make keys, or else the queries: their new ones are zero.
         rescale: whether the scale follows the size of the heads.
     """
 
     queries: tuple[Rows, ...]
-    keys: tuple[Rows, ...]
+    silent: tuple[Rows, ...]
     rescale: bool
     atom: Atom
 
@@ -84,7 +92,7 @@ class HeadSize:
             for rows in self.queries:
                 positions = np.flatnonzero(rows.now({}))
                 edits.append(Scale(rows.tensor.names[0], rows.tensor.kind, rows.axis, positions, factor))
-        for rows in self.keys:
+        for rows in self.silent:
             new = index_map(rows.tensor.dims[rows.axis], sizes) < 0
             edits.append(Silence(rows.tensor.names[0], rows.axis, np.flatnonzero(new & rows.now(sizes))))
         return edits
@@ -105,8 +113,21 @@ def head_size(ctx: Context, node: Node, atom: Atom, modules: Mapping[str, Any]) 
         query, key = call["tensors"]
         rescale = _follows_the_size(ctx, node, atom, modules)
     else:
-        raise NoHeadSize("is no product of queries and keys")
-    return HeadSize(_rows(ctx, query, atom), _rows(ctx, key, atom), rescale, atom)
+        raise NoHeadSize("new entries would change its result")
+    queries, error = _try_rows(ctx, query, atom)
+    keys, missing = _try_rows(ctx, key, atom)
+    if missing is not None and (error is not None or key not in ctx.depends_on_input):
+        raise missing
+    if error is not None and rescale:
+        raise error
+    return HeadSize(queries, keys or queries, rescale, atom)
+
+
+def _try_rows(ctx: Context, node: Node, atom: Atom) -> tuple[tuple[Rows, ...], NoHeadSize | None]:
+    try:
+        return _rows(ctx, node, atom), None
+    except NoHeadSize as error:
+        return (), error
 
 
 def _follows_the_size(ctx: Context, node: Node, atom: Atom, modules: Mapping[str, Any]) -> bool:
@@ -145,12 +166,13 @@ def _rows(ctx: Context, node: Node, atom: Atom) -> tuple[Rows, ...]:
     weight = ctx.weight(call["weight"] if call.name != "addmm" else call["mat2"])
     if shape is None or weight is None:
         raise NoHeadSize("is made by a weight that is computed in the forward")
-    channel = 1 if call.name.startswith("conv") else len(shape) - 1
+    channel = 1 if call.name.startswith(("conv", "batch_norm")) else len(shape) - 1
     view = [1] * len(shape)
     view[channel] = -1
-    labels = torch.arange(shape[channel]).view(view).expand(shape)
-    positions = frozenset(_moved(path, maker, labels).unique().tolist())
-    axis = next((axis for axis, dim in enumerate(weight.tensor.dims) if axis in weight.tensor.producer_dims), None)
+    labels = torch.arange(1.0, shape[channel] + 1).view(view).expand(shape)  # 0 is padding
+    positions = frozenset(int(label) - 1 for label in _moved(path, maker, labels).unique().tolist() if label)
+    axes = [0] if call.name == "batch_norm" else sorted(weight.tensor.producer_dims)
+    axis = next(iter(axes), None)
     if axis is None or atom not in leaves(weight.tensor.dims[axis]):
         raise NoHeadSize("is not made by the rows of one weight")
     bias = ctx.weight(call.get("bias") if call.name != "addmm" else call.first)
@@ -173,7 +195,7 @@ def _maker(node: Node) -> tuple[Node, list[Node]]:
         call = Call(node)
         if call.name in MAKERS:
             return node, path[::-1]
-        scaling = call.name in ("mul", "mul_", "div", "div_") and len(node.all_input_nodes) == 1
+        scaling = call.name in SCALINGS and len(node.all_input_nodes) == 1
         if call.name not in SHAPES and not scaling:
             raise NoHeadSize(f"is changed by {call.name} between its weight and the product")
         path.append(node)
@@ -188,8 +210,11 @@ def _moved(path: list[Node], start: Node, labels: torch.Tensor) -> torch.Tensor:
         if node.target is operator.getitem:
             values[node] = values[node.args[0]][node.args[1]]  # type: ignore[index]
             continue
-        if Call(node).name in ("mul", "mul_", "div", "div_", "to", "_to_copy", "alias", "detach"):
-            values[node] = values[Call(node).first]
+        if (call := Call(node)).name in KEEPING:
+            values[node] = values[call.first]
+            continue
+        if call.name in ("view", "_unsafe_view", "view_as", "reshape_as"):  # labels may lie otherwise in memory
+            values[node] = values[call.first].reshape(call.shape)
             continue
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda one: values[one])  # type: ignore[arg-type]
         values[node] = node.target(*args, **kwargs)  # type: ignore[operator]

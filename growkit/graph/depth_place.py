@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from growkit.errors import GrowthRefused, ModelError
+from growkit.graph.by_name import pick
 
 __all__ = ["DepthPlace", "PlaceRefusal", "Places", "Structure", "structure_of"]
 
@@ -83,19 +82,13 @@ class Places:
         return len(self.places)
 
     def __getitem__(self, key: int | str) -> DepthPlace:
-        if isinstance(key, int):
-            return self.places[key]
-        for place in self:
-            if place.name == key:
-                return place
-        for refusal in self.refusals:
-            if refusal.name == key:
-                where = f" ({refusal.location})" if refusal.location else ""
-                raise GrowthRefused(f"nothing may be inserted after {key!r}: it {refusal.reason}{where}")
-        names = [place.name for place in self]
-        near = difflib.get_close_matches(key, names, n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"they are {names}"
-        raise ModelError(f"there is no place after a module {key!r}; {hint}")
+        return pick(
+            self.places,
+            self.refusals,
+            key,
+            refusal=lambda one: f"nothing may be inserted after {one.name!r}",
+            missing="there is no place after a module",
+        )
 
 
 def structure_of(model: nn.Module) -> Structure:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from growkit.errors import GrowthRefused
 from growkit.graph.chain import find_chain
-from growkit.graph.dimensions import Atom, Dim, index_map, leaves, resolve, size
+from growkit.graph.dimensions import Atom, Dim, index_map, leaves, resolve, size, structure
 from growkit.graph.records import AttributeEdit, Chain, LiteralChange, Member, TensorEdit, ValueEdit
 from growkit.graph.remedies import Remedy
 from growkit.graph.rules.context import TensorUse
@@ -33,6 +35,7 @@ class GrowthSite:
         graph: the traced module it belongs to.
         steps: by how much each size grows per unit; the first one is counted.
         ties: sizes that follow: each stays the size of an expression, such as heads times their size.
+        parts: of a joint site, the size of each site that it was made of, by that site's name.
         name: the module (or raw parameter) that first makes the units.
         seed_width: the width when the graph was built.
         members: every dimension of every tensor that moves with this width.
@@ -52,10 +55,12 @@ class GrowthSite:
         remedies: Mapping[Atom, Remedy] = MappingProxyType({}),
         attributes: Sequence[SizeAttribute] = (),
         ties: Mapping[Atom, Dim] = MappingProxyType({}),
+        parts: Mapping[str, Atom] = MappingProxyType({}),
     ):
         self.graph = graph
         self.steps = dict(steps)
         self.ties = dict(ties)
+        self.parts = dict(parts)
         self.uses = list(dict.fromkeys(uses))
         self._records = list({id(record): record for record, _ in uses}.values())
         self.remedy_of = dict(remedies)
@@ -94,6 +99,16 @@ class GrowthSite:
         return self.atom.size // self.steps[self.atom]
 
     @property
+    def channels(self) -> int:
+        """The size now of the dimension that the site is named after; of a joint site it need not be the width."""
+        return self.parts.get(self.name, self.atom).size
+
+    @property
+    def channels_per_unit(self) -> int:
+        """By how much that dimension grows with one more unit, at the present widths."""
+        return self.grown(1)[self.parts.get(self.name, self.atom)] - self.channels
+
+    @property
     def producers(self) -> tuple[Member, ...]:
         """The members that make the units: weights with their biases, embeddings."""
         return tuple(member for member in self.members if member.role == "producer")
@@ -121,7 +136,9 @@ class GrowthSite:
         """
         sizes = self.grown(num_new)
         written = {atom for atom, remedy in self.remedy_of.items() if remedy.silences_writers}
-        return tuple(_edit(record, sizes, written) for record in self._records)
+        kept_silent = {place for remedy in self.remedies for place in remedy.silenced_readers}
+        maps = _IndexMaps(sizes)
+        return tuple(_edit(record, maps, written, kept_silent) for record in self._records)
 
     def value_edits(self, num_new: int) -> tuple[ValueEdit, ...]:
         """What else happens to values so that the function stays."""
@@ -186,13 +203,38 @@ def role_of(record: TensorUse, axis: int) -> str:
     return "producer" if axis in record.producer_dims else "pass_through"
 
 
-def _edit(record: TensorUse, sizes: Mapping[Atom, int], written: set[Atom]) -> TensorEdit:
-    """`written`: the atoms whose new units are silent because nothing is written to them."""
-    moved = [[atom for atom in leaves(dim) if atom in sizes] for dim in record.dims]
-    maps = tuple(index_map(dim, sizes) if atoms else None for dim, atoms in zip(record.dims, moved, strict=True))
+class _IndexMaps:
+    """The index maps of dimensions under new sizes; most tensors of a site share one, which is made once."""
+
+    def __init__(self, sizes: Mapping[Atom, int]):
+        self.sizes = sizes
+        self._made: dict[Hashable, np.ndarray] = {}
+
+    def of(self, dim: Dim) -> np.ndarray:
+        key = structure(dim)
+        if key not in self._made:
+            self._made[key] = index_map(dim, self.sizes)
+        return self._made[key]
+
+
+def _edit(
+    record: TensorUse, index_maps: _IndexMaps, written: set[Atom], kept_silent: set[tuple[str, int]]
+) -> TensorEdit:
+    """How a tensor changes.
+
+    Args:
+        record: the tensor.
+        index_maps: of dimensions under the new sizes.
+        written: the atoms whose new units are silent because nothing is written to them.
+        kept_silent: the weights and dimensions that are silenced all the same.
+    """
+    moved = [[atom for atom in leaves(dim) if atom in index_maps.sizes] for dim in record.dims]
+    maps = tuple(index_maps.of(dim) if atoms else None for dim, atoms in zip(record.dims, moved, strict=True))
     acts = record.neutral is not None and not record.consumer_dims and not record.producer_dims
     silent = [
-        axis for axis, atoms in enumerate(moved) if atoms and _is_silent(record, axis, bool(written & set(atoms)))
+        axis
+        for axis, atoms in enumerate(moved)
+        if atoms and ((record.names[0], axis) in kept_silent or _is_silent(record, axis, bool(written & set(atoms))))
     ]
     return TensorEdit(
         names=record.names,

@@ -22,6 +22,7 @@ from growkit.graph.remedies import NoRemedy, find_remedies
 from growkit.graph.rules.context import Literal, TensorUse, multiplications
 from growkit.graph.size_attributes import SizeAttribute, find_carriers
 from growkit.graph.tracing import Trace, owners_of
+from growkit.graph.unreached import find_unreached, may_read
 
 __all__ = ["ModelGraph"]
 
@@ -97,7 +98,8 @@ class ModelGraph:
         uses = [use for site in sites for use in site.uses]
         remedies = {atom: remedy for site in sites for atom, remedy in site.remedy_of.items()}
         carriers = self.carriers_of([*steps, *(ties or {})])
-        return GrowthSite(self, first.name, steps, uses, remedies, carriers, ties or {})
+        parts = {site.name: site.atom for site in sites}
+        return GrowthSite(self, first.name, steps, uses, remedies, carriers, ties or {}, parts)
 
     def adopt(self, site: GrowthSite) -> None:
         """Put a joint site in the place of its parts."""
@@ -115,6 +117,11 @@ class ModelGraph:
                     found[key] = one if key not in found or one.likely else found[key]
         return tuple(found.values())
 
+    def written_in_code(self, atoms: Collection[Atom]) -> list[Literal]:
+        """The numbers in the forward that would have to change with the atoms, and that no attribute holds."""
+        pairs = zip(self.literals, self._carriers, strict=True)
+        return [one for one, carriers in pairs if not carriers and any(atom in atoms for atom in leaves(one.dim))]
+
     def owners_of(self, atom: Atom) -> set[str]:
         """The modules that see the atom: the two innermost owners of the operations on values that carry it."""
         if self._owners is None:
@@ -128,12 +135,15 @@ class ModelGraph:
     def _judge(self, modules: Mapping[str, nn.Module]) -> tuple[tuple[GrowthSite, ...], tuple[Refusal, ...]]:
         """Sort every width that a parameter has into sites and refusals."""
         norms = [find_norms(ctx) for ctx in self.contexts]
+        unreached = find_unreached(self._tensors, modules)
         occurrences = self._occurrences()
         sites: dict[str, GrowthSite] = {}
         refusals: list[Refusal] = []
         for atom in sorted(occurrences, key=lambda atom: _first_use(occurrences[atom])):
             name, uses = self._name(occurrences[atom]), occurrences[atom]
             remedy, reasons = None, _reasons(atom, uses)
+            if not reasons and not atom.pins and atom.size > 1:
+                reasons = may_read(unreached, atom, self.contexts)
             if not reasons and not atom.pins and atom.size > 1:
                 try:
                     remedy = find_remedies(self.contexts, norms, atom, modules)
@@ -205,7 +215,8 @@ def _distinct(literals: Iterable[Literal]) -> list[Literal]:
     found = {}
     for one in literals:
         dim = resolve(one.dim)
-        found.setdefault((one.op, structure(dim), one.owners, one.location), replace(one, dim=dim))
+        key = one.op, structure(dim), one.owners, one.location, one.among, one.position
+        found.setdefault(key, replace(one, dim=dim))
     return list(found.values())
 
 

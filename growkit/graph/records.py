@@ -8,6 +8,7 @@ import numpy as np
 
 __all__ = [
     "AttributeEdit",
+    "Average",
     "Centre",
     "Chain",
     "LiftGain",
@@ -124,7 +125,25 @@ class LiftGain:
     name: str
 
 
-ValueEdit = Scale | Centre | LiftGain | Silence
+@dataclass(frozen=True)
+class Average:
+    """After a weight was resized and filled, its new positions along `dim` become the mean of the old ones.
+
+    Attributes:
+        name: the parameter.
+        dim: the dimension of the units.
+        rows: the new positions under the new size.
+        gain: a parameter `[units]` that the units are multiplied with before they meet the others, or None: the mean is
+            that of the products, and the new entries are divided by those of the gain.
+    """
+
+    name: str
+    dim: int
+    rows: np.ndarray
+    gain: str | None
+
+
+ValueEdit = Scale | Centre | LiftGain | Silence | Average
 """What else must happen to values, beyond zeros in the new places, for the function to stay."""
 
 

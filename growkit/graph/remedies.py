@@ -7,20 +7,22 @@ growth site like any other, and surgery carries out the remedies in the same tra
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 from torch import nn
 from torch.fx import Node
 
 from growkit.graph.attention import HeadSize, NoHeadSize, head_size
-from growkit.graph.dimensions import Atom, leaves, resolve, size
+from growkit.graph.dimensions import Atom, index_map, leaves, resolve, size
 from growkit.graph.norms import NormCall
-from growkit.graph.records import AttributeEdit, Centre, LiftGain, Scale, ValueEdit
+from growkit.graph.records import AttributeEdit, Average, Centre, LiftGain, Scale, ValueEdit
 from growkit.graph.rules.context import Context, Flagged
-from growkit.graph.size_attributes import plain_numbers
-from growkit.graph.stream import Segment, Writer, segments_of
+from growkit.graph.size_attributes import find_eps
+from growkit.graph.statistics import NotTakenUp, is_statistic, statistic_remedy
+from growkit.graph.stream import Segment, Writer, segments_of, tainted_readers
 
 __all__ = ["NoRemedy", "Remedy", "find_remedies"]
 
@@ -37,6 +39,11 @@ class Remedy(Protocol):
         """Whether new units are silent because nothing is written to them, and not because nothing reads them."""
         ...
 
+    @property
+    def silenced_readers(self) -> Set[tuple[str, int]]:
+        """Where writers are silenced, the weights (name and dimension) that must not read new units all the same."""
+        ...
+
     def value_edits(self, sizes: Mapping[Atom, int]) -> list[ValueEdit]:
         """Changes of values."""
         ...
@@ -48,23 +55,31 @@ class Remedy(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class StreamRemedy:
-    """Zeros in the new channels of a stream, and its norms rescaled.
+    """Zeros in the new channels of a stream, or the mean of the old channels, and its norms rescaled.
+
+    Either keeps what a layer norm makes of the old channels: it subtracts the mean over channels, which the new ones do
+    not move. Zeros need writers that are centred, which nothing but norms may see; the mean does not touch what the old
+    channels carry, but whatever else reads the stream must not read the new ones.
 
     Attributes:
         norms: the normalisations over the channels, of all traces, each weight once.
         eps: for each eps in an attribute (module, path, the norm it belongs to).
         centred: the writers of segments that a layer norm reads.
         amplified: the writers of segments with norms whose eps is no attribute: they are multiplied instead.
+        averaged: the writers of segments that a layer norm and something else read: the mean goes to new channels.
+        silenced_readers: the weights that may meet that mean.
     """
 
     norms: tuple[NormCall, ...]
     eps: tuple[tuple[str, str, NormCall], ...]
     centred: tuple[Writer, ...]
     amplified: tuple[Writer, ...]
+    averaged: tuple[Writer, ...] = ()
+    silenced_readers: frozenset[tuple[str, int]] = frozenset()
     silences_writers: bool = field(default=True, init=False)
 
     def value_edits(self, sizes: Mapping[Atom, int]) -> list[ValueEdit]:
-        edits: list[ValueEdit] = []
+        edits: list[ValueEdit] = [_average(writer, sizes) for writer in self.averaged]
         for writer in self.centred:
             gain = None if writer.gain is None else writer.gain.names[0]
             edits.append(Centre(writer.tensor.names[0], writer.axis, gain))
@@ -89,6 +104,7 @@ class HeadRemedy:
 
     heads: tuple[HeadSize, ...]
     silences_writers: bool = field(default=False, init=False)
+    silenced_readers: frozenset[tuple[str, int]] = field(default=frozenset(), init=False)
 
     def value_edits(self, sizes: Mapping[Atom, int]) -> list[ValueEdit]:
         return [edit for head in self.heads for edit in head.value_edits(sizes)]
@@ -116,6 +132,11 @@ def find_remedies(
         return _stream(contexts, norms, atom, modules)
     if any(of_norms):
         raise NoRemedy(" and ".join(dict.fromkeys(one.reason.text for _, one in flagged)))
+    if all(is_statistic(ctx, one) for ctx, one in flagged):
+        try:
+            return statistic_remedy(contexts, flagged, atom, modules)
+        except NotTakenUp as error:
+            raise NoRemedy(str(error)) from None
     return _heads(flagged, atom, modules)
 
 
@@ -126,7 +147,7 @@ def _heads(flagged: Sequence[tuple[Context, Flagged]], atom: Atom, modules: Mapp
             head = head_size(ctx, one.node, atom, modules)
         except NoHeadSize as error:
             raise NoRemedy(f"{one.reason.text}, and {error}") from None
-        key = tuple((rows.tensor.names[0], rows.positions) for rows in (*head.queries, *head.keys))
+        key = tuple((rows.tensor.names[0], rows.positions) for rows in (*head.queries, *head.silent))
         if key not in seen:
             seen.add(key)
             heads.append(head)
@@ -139,9 +160,11 @@ def _stream(
     centred: dict[tuple[str, int], Writer] = {}
     amplified: dict[tuple[str, int], Writer] = {}
     readers: dict[object, NormCall] = {}
+    averaged: dict[tuple[str, int], Writer] = {}
     eps: dict[tuple[str, str], NormCall] = {}
-    for ctx, found in zip(contexts, norms, strict=True):
-        for segment in segments_of(ctx, atom, found):
+    segments = [segments_of(ctx, atom, found) for ctx, found in zip(contexts, norms, strict=True)]
+    for of_trace in segments:
+        for segment in of_trace:
             if not segment.norms:
                 continue
             for norm in segment.norms:
@@ -151,17 +174,24 @@ def _stream(
             for place, norm in zip(places, segment.norms, strict=True):
                 if place is not None:
                     eps.setdefault(place[:2], norm)
-            if any(norm.centred for norm in segment.norms):
+            if _takes_averages(segment) and None not in places:
+                averaged.update({(w.tensor.names[0], w.axis): w for w in _own_writers(segment, atom, "averaged")})
+            elif any(norm.centred for norm in segment.norms):
                 centred.update({(w.tensor.names[0], w.axis): w for w in _movable(segment, atom, "centred")})
             if any(place is None for place in places):
                 if any(place is not None for place in places):
                     raise NoRemedy("is read by norms of which only some keep an eps of their own in an attribute")
                 amplified.update({(w.tensor.names[0], w.axis): w for w in _movable(segment, atom, "scaled")})
+    if averaged:
+        _check_averages([one for of_trace in segments for one in of_trace], averaged)
+    tainted = [tainted_readers(ctx, atom, found) for ctx, found in zip(contexts, segments, strict=True)]
     return StreamRemedy(
         tuple(readers.values()),
         tuple((module, path, norm) for (module, path), norm in eps.items()),
         tuple(centred.values()),
         tuple(amplified.values()),
+        tuple(averaged.values()),
+        frozenset().union(*tainted) if averaged else frozenset(),
     )
 
 
@@ -174,6 +204,25 @@ def _movable(segment: Segment, atom: Atom, verb: str) -> list[Writer]:
         raise NoRemedy(f"is written by {_name(segment.foreign[0])}, which cannot be {verb}, and read by a norm")
     if verb == "centred" and len({norm.centred for norm in segment.norms}) > 1:
         raise NoRemedy("is read by layer norms and by root-mean-square norms")
+    return _own_writers(segment, atom, verb)
+
+
+def _takes_averages(segment: Segment) -> bool:
+    """Whether the writers cannot be centred unseen, but can write their mean to the new channels."""
+    return bool(segment.readers) and not segment.gains and not segment.foreign and all(n.centred for n in segment.norms)
+
+
+def _check_averages(segments: Sequence[Segment], averaged: Mapping[tuple[str, int], Writer]) -> None:
+    """No other stream that a norm reads may get the mean too, for it holds other channels or none."""
+    for segment in segments:
+        if not segment.norms or _takes_averages(segment):
+            continue
+        if any((writer.tensor.names[0], writer.axis) in averaged for writer in segment.writers) or not segment.is_clean:
+            raise NoRemedy("is read by norms at several places, of which only some can bear the mean in new channels")
+
+
+def _own_writers(segment: Segment, atom: Atom, verb: str) -> list[Writer]:
+    """The writers of a segment, if they are parameters that do nothing else with these channels."""
     for writer in segment.writers:
         if writer.tensor.kind != "parameter":
             raise NoRemedy(f"is written by the buffer {writer.tensor.names[0]!r} and read by a norm")
@@ -209,17 +258,7 @@ def _own_eps(
 
 
 def _eps_attribute(norm: NormCall, modules: Mapping[str, nn.Module]) -> tuple[str, str, object] | None:
-    """The innermost attribute that is called eps or epsilon, or the like, and holds the norm's."""
-    if not isinstance(norm.eps, float):
-        return None
-    for owner in norm.owners:
-        if owner in modules:
-            numbers = plain_numbers(modules[owner])
-            found = [(path, holder) for path, number, holder in numbers if number == norm.eps and "eps" in path.lower()]
-            if found:
-                path, holder = min(found, key=lambda one: len(one[0]))
-                return owner, path, holder
-    return None
+    return None if not isinstance(norm.eps, float) else find_eps(norm.eps, norm.owners, modules)
 
 
 def _key(norm: NormCall) -> object:
@@ -229,6 +268,11 @@ def _key(norm: NormCall) -> object:
 def _shrinkage(norm: NormCall, sizes: Mapping[Atom, int]) -> float:
     """C / C': how much smaller the mean of squares becomes."""
     return math.prod(size(dim) for dim in norm.dims) / math.prod(size(dim, sizes) for dim in norm.dims)
+
+
+def _average(writer: Writer, sizes: Mapping[Atom, int]) -> Average:
+    new = np.flatnonzero(index_map(writer.tensor.dims[writer.axis], sizes) < 0)
+    return Average(writer.tensor.names[0], writer.axis, new, None if writer.gain is None else writer.gain.names[0])
 
 
 def _name(node: Node) -> str:

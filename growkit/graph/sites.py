@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 
 import networkx as nx
 from torch import nn
 
-from growkit.errors import GrowthRefused, ModelError
+from growkit.graph.by_name import pick
 from growkit.graph.growth_site import GrowthSite
 from growkit.graph.model_graph import ModelGraph
 from growkit.graph.records import Refusal
@@ -55,18 +54,13 @@ class Sites:
         return len(self.graph.sites)
 
     def __getitem__(self, key: int | str) -> GrowthSite:
-        if isinstance(key, int):
-            return self.graph.sites[key]
-        for site in self:
-            if site.name == key:
-                return site
-        for refusal in self.refusals:
-            if refusal.name == key:
-                place = f" ({refusal.location})" if refusal.location else ""
-                raise GrowthRefused(f"{key!r} (width {refusal.width}) may not grow: it {refusal.reason}{place}.")
-        near = difflib.get_close_matches(key, [site.name for site in self], n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"they are {[site.name for site in self]}."
-        raise ModelError(f"No growth site is named {key!r}; {hint}")
+        return pick(
+            self.graph.sites,
+            self.refusals,
+            key,
+            refusal=lambda one: f"{one.name!r} (width {one.width}) may not grow",
+            missing="No growth site is named",
+        )
 
     def __repr__(self) -> str:
         return f"Sites({[(site.name, site.width) for site in self]}, {len(self.refusals)} refused)"

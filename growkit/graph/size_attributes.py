@@ -13,10 +13,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from growkit.graph.attribute_path import key_step, name_step
 from growkit.graph.dimensions import Atom, Dim, size
+from growkit.graph.holdings import REGISTRIES, is_record, slots_of
 from growkit.graph.rules.context import Literal
 
-__all__ = ["SizeAttribute", "find_carriers", "plain_numbers"]
+__all__ = ["SizeAttribute", "find_carriers", "find_eps", "plain_numbers"]
 
 RATIOS = [Fraction(k) for k in (2, 3, 4)] + [Fraction(1, k) for k in (2, 3, 4)]
 """An attribute may be this many times the number that reaches the operation (`expanded // 2`)."""
@@ -28,6 +30,9 @@ OF_TORCH = frozenset({
 """Size attributes of torch's own modules that do not follow from the shape of a weight."""
 
 CERTAIN = frozenset({"groups", "num_groups"})
+
+DEEPEST = 4  # containers in one another
+MOST_ENTRIES = 256  # of a container; one with more holds data
 
 FROM_SHAPES = frozenset({
     "in_features", "out_features", "in_channels", "out_channels", "num_features", "num_channels", "normalized_shape",
@@ -74,7 +79,8 @@ def find_carriers(modules: Mapping[str, nn.Module], literal: Literal) -> list[Si
     wanted = size(literal.dim)
     owners = [owner for owner in literal.owners if owner in modules]
     equal = [_matching(owner, modules[owner], literal.dim, wanted, Fraction(1)) for owner in owners]
-    likely = next((found for found in equal if found), [])
+    listed = [_listed(owner, modules[owner], literal) for owner in owners] if literal.among else []
+    likely = next((found for found in listed if found), []) or next((found for found in equal if found), [])
     multiples = [
         one
         for owner in owners
@@ -82,27 +88,46 @@ def find_carriers(modules: Mapping[str, nn.Module], literal: Literal) -> list[Si
         if (number := ratio * wanted).denominator == 1 and number > 1
         for one in _matching(owner, modules[owner], literal.dim, int(number), ratio)
     ]
+    lists = {(one.module, _list_of(one.path)) for found in listed for one in found}
     others = [one for found in equal if found is not likely for one in found] + multiples
+    others = [one for one in others if (one.module, _list_of(one.path)) not in lists]  # other entries are other sizes
     return likely + [replace(one, likely=False) for one in others if not one.certain]
+
+
+def find_eps(
+    number: float, owners: Sequence[str], modules: Mapping[str, nn.Module]
+) -> tuple[str, str, tuple[int, str]] | None:
+    """The innermost attribute that is called eps or epsilon, or the like, and holds the number: (module, path, holder).
+
+    Args:
+        number: what the forward added.
+        owners: the modules whose forward added it, innermost first.
+        modules: the modules by name.
+    """
+    for owner in owners:
+        if owner in modules:
+            numbers = plain_numbers(modules[owner])
+            found = [(path, holder) for path, held, holder in numbers if held == number and "eps" in path.lower()]
+            if found:
+                path, holder = min(found, key=lambda one: len(one[0]))
+                return owner, path, holder
+    return None
 
 
 def plain_numbers(module: nn.Module) -> Iterator[tuple[str, int | float, tuple[int, str]]]:
     """Every int and float that a module keeps beside its tensors: (path, number, holder).
 
-    Looked into are attributes, tuples, lists and dictionaries, and objects that are neither modules nor tensors, one
-    level deep.
+    Looked into are attributes, tuples, lists and dictionaries, and objects of the user's own that are neither modules
+    nor functions, one in another.
     """
     if type(module).__module__.startswith("torch.nn"):
         own = {name: value for name, value in vars(module).items() if name in OF_TORCH or name == "eps"}
     else:
-        own = {name: value for name, value in vars(module).items() if name not in _REGISTRIES}
+        own = {name: value for name, value in vars(module).items() if name not in REGISTRIES}
     for name, value in own.items():
         if name in FROM_SHAPES and isinstance(getattr(module, "weight", None), Tensor):
             continue
-        yield from _numbers(name, value, (id(module), name), deeper=True)
-
-
-_REGISTRIES = frozenset(vars(nn.Module()))
+        yield from _numbers(name_step(name).removeprefix("."), value, (id(module), name), (id(module),))
 
 
 def _matching(owner: str, module: nn.Module, dim: Dim, wanted: int, ratio: Fraction) -> list[SizeAttribute]:
@@ -114,20 +139,44 @@ def _matching(owner: str, module: nn.Module, dim: Dim, wanted: int, ratio: Fract
     ]
 
 
+def _listed(owner: str, module: nn.Module, literal: Literal) -> list[SizeAttribute]:
+    """The entry at the literal's position of every list that holds the very numbers that were passed with it."""
+    lists: dict[str, list[tuple[str, int | float, tuple[int, str]]]] = {}
+    for one in plain_numbers(module):
+        if base := _list_of(one[0]):
+            lists.setdefault(base, []).append(one)
+    found = [entries for entries in lists.values() if tuple(entry[1] for entry in entries) == literal.among]
+    places = [entries[literal.position] for entries in found]
+    return [SizeAttribute(owner, path, literal.dim, Fraction(1), holder) for path, _, holder in places]
+
+
+def _list_of(path: str) -> str:
+    """The list that a path such as "sizes[1]" picks an entry of; "" for others."""
+    base, _, index = path.rpartition("[")
+    return base if index[:-1].isdigit() and index.endswith("]") else ""
+
+
 def _numbers(
-    path: str, value: Any, holder: tuple[int, str], *, deeper: bool
+    path: str, value: Any, holder: tuple[int, str], above: tuple[int, ...]
 ) -> Iterator[tuple[str, int | float, tuple[int, str]]]:
-    if type(value) in (int, float):
+    """`above`: the objects that this one was reached through, by id."""
+    kind = type(value)
+    if kind in (int, float):
         yield path, value, holder
-    elif type(value) in (tuple, list) and len(value) <= 64:
-        key = holder if isinstance(value, tuple) else (id(value), "")
-        for i, item in enumerate(value):
-            yield from _numbers(f"{path}[{i}]", item, (key[0], f"{key[1]}[{i}]"), deeper=False)
-    elif type(value) is dict and deeper:
-        for key, item in value.items():
-            if isinstance(key, str):
-                yield from _numbers(f"{path}[{key!r}]", item, (id(value), key), deeper=False)
-    elif deeper and hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor, type, Sequence)):
-        if not callable(value):
-            for name, item in vars(value).items():
-                yield from _numbers(f"{path}.{name}", item, (id(value), name), deeper=False)
+    elif len(above) <= DEEPEST and id(value) not in above:
+        for step, item in _entries(value, kind):
+            # a number in a tuple is held by what holds the tuple
+            own = (holder[0], f"{holder[1]}{step}") if isinstance(value, tuple) else (id(value), step)
+            yield from _numbers(f"{path}{step}", item, own, (*above, id(value)))
+
+
+def _entries(value: Any, kind: type) -> Iterator[tuple[str, Any]]:
+    """The steps into a container or a record, with what stands there."""
+    if issubclass(kind, (tuple, list)):
+        yield from ((f"[{i}]", item) for i, item in enumerate(value if len(value) <= MOST_ENTRIES else ()))
+    elif issubclass(kind, dict):
+        steps = ((key_step(key), item) for key, item in value.items()) if len(value) <= MOST_ENTRIES else ()
+        yield from ((step, item) for step, item in steps if step is not None)
+    elif is_record(kind) and not issubclass(kind, nn.Module) and not callable(value):
+        names = [*getattr(value, "__dict__", ()), *slots_of(kind)]
+        yield from ((name_step(name), getattr(value, name, None)) for name in names)

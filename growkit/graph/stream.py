@@ -11,16 +11,17 @@ A *segment* is a set of nodes that carry the same sum: additions, concatenations
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import Node
 
 from growkit.graph.dimensions import Atom, leaves
 from growkit.graph.norms import NormCall
-from growkit.graph.rules.context import Call, Context, TensorUse, Value
+from growkit.graph.rules.context import Call, Context, TensorUse, Value, WeightView
+from growkit.graph.rules.selection import SHAPE_ONLY
 
-__all__ = ["Segment", "Writer", "segments_of"]
+__all__ = ["Segment", "Writer", "segments_of", "tainted_readers"]
 
 LINEAR = frozenset({
     "add", "add_", "sub", "sub_", "cat", "stack", "split", "split_with_sizes", "chunk", "unbind", "slice", "select",
@@ -28,7 +29,8 @@ LINEAR = frozenset({
     "movedim", "expand", "expand_as", "clone", "contiguous", "dropout", "dropout_", "feature_dropout", "roll", "flip",
     "index", "index_select", "gather", "to", "_to_copy", "type_as", "detach", "alias", "neg", "repeat", "mean",
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
-    "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "view_as", "reshape_as", "unbind_copy",
+    "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "view_as", "reshape_as", "unbind_copy", "pad",
+    "zeros_like", "new_zeros",
 })  # fmt: skip
 """Operations that keep zeros zero, and a shift common to all channels a shift common to all channels."""
 
@@ -58,6 +60,8 @@ class Segment:
         norms: the normalisations that read it.
         foreign: nodes that write something else into it (a norm's output, an activation): it cannot be centred.
         readers: nodes other than norms that read it.
+        weights: of those readers that multiply with a weight, the weight and its dimension that reads.
+        outputs: nodes of norms whose output is part of it.
         gains: weights that multiply it on the way into another segment, with that segment's key.
     """
 
@@ -65,7 +69,33 @@ class Segment:
     norms: list[NormCall] = field(default_factory=list)
     foreign: list[Node] = field(default_factory=list)
     readers: list[Node] = field(default_factory=list)
+    weights: list[tuple[WeightView, int]] = field(default_factory=list)
+    outputs: list[Node] = field(default_factory=list)
     gains: list[tuple[TensorUse, Node]] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether new channels are zero whatever other segments carry: only zeros and norms are written to it."""
+        return set(self.foreign) <= set(self.outputs)
+
+
+def tainted_readers(ctx: Context, atom: Atom, segments: Sequence[Segment]) -> set[tuple[str, int]]:
+    """The weights, by name and dimension, that may read new channels that are not zero.
+
+    All but those that read nothing else than segments whose new channels are zero.
+    """
+    tensors = {view.tensor for view in ctx.weights.values()}
+    reading = {(use, axis) for use in tensors for axis in use.consumer_dims if atom in leaves(use.dims[axis])}
+    clean, tainted = (
+        {
+            (view.tensor, axis)
+            for one in segments
+            if bool(one.writers or not one.is_clean) is kind
+            for view, axis in one.weights
+        }
+        for kind in (False, True)
+    )
+    return {(use.names[0], axis) for use, axis in reading - (clean - tainted)}
 
 
 def segments_of(ctx: Context, atom: Atom, norms: list[NormCall]) -> list[Segment]:
@@ -110,6 +140,7 @@ class _Walk:
             if norm is not None:
                 self._note(norm.input, "norms", norm)
                 self._note(node, "foreign", node)
+                self._note(node, "outputs", node)
             return
         if node.op != "call_function":
             return
@@ -119,6 +150,8 @@ class _Walk:
         self._call(node, Call(node), sources, carries)
 
     def _call(self, node: Node, call: Call, sources: list[Node], carries: bool) -> None:
+        if call.name.startswith("_assert") or (call.name in SHAPE_ONLY and not carries):
+            return  # reads no entries: a mask that a drop path makes, a check of the type
         activations = [source for source in sources if self.ctx.weight(source) is None]
         weights = [source for source in sources if self.ctx.weight(source) is not None]
         if call.name in CONTRACTIONS:
@@ -145,6 +178,9 @@ class _Walk:
         """Activations are read; the channels of the result come from weights, or else from an activation."""
         for source in activations:
             self._note(source, "readers", node)
+            for weight in node.all_input_nodes:
+                for view, axis in self._reading(weight):
+                    self._note(source, "weights", (view, axis))
         written = [
             Writer(view.tensor, axis)
             for source in weights
@@ -159,6 +195,13 @@ class _Walk:
         passed_on = any(self._outer(source, node) for source in activations)
         if passed_on or not written:
             self._note(node, "foreign", node)
+
+    def _reading(self, weight: Node) -> list[tuple[WeightView, int]]:
+        """The dimensions of a weight that read the channels."""
+        view = self.ctx.part(weight)
+        if view is None:
+            return []
+        return [(view, axis) for axis in self._axes(view.tensor) if axis in view.tensor.consumer_dims]
 
     def _outer(self, source: Node, node: Node) -> bool:
         """Whether the channels pass a contraction as one of its outer dimensions (a mixer's tokens, say)."""

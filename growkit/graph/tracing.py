@@ -26,8 +26,9 @@ from torch.utils import _pytree as pytree
 
 from growkit.errors import ModelError
 from growkit.graph.acceptance import check_model
-from growkit.graph.module_state import attributes_kept
+from growkit.graph.module_state import attributes_kept, outside_inference_mode, same_memory, unwatched
 from growkit.graph.outputs import plain_outputs
+from growkit.rng import isolated
 
 __all__ = ["Example", "Source", "Trace", "arguments_of", "location_of", "owners_of", "trace_both_modes"]
 
@@ -65,6 +66,7 @@ class Trace:
     path_specialised: bool
 
 
+@outside_inference_mode()
 def trace_both_modes(model: nn.Module, example: Example) -> tuple[Trace, Trace]:
     """Trace a module in train and in eval mode; its mode, buffers, gradients and the random state stay as they were.
 
@@ -112,13 +114,16 @@ _TORCH_FOLDER = torch.__path__[0] + "/"
 
 
 def arguments_of(example: Example) -> tuple[tuple, dict[str, Any]]:
-    """An example as the positional and the keyword arguments of a call.
+    """An example as the positional and the keyword arguments of a call; tensors made in inference mode are copied.
 
     Raises:
         ModelError: it is none of the three kinds, or holds arrays in place of tensors.
     """
     if any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(example)):
         raise ModelError("An example must hold torch tensors, got a numpy array; torch.from_numpy(x) makes one of it.")
+    if any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in pytree.tree_leaves(example)):
+        with torch.inference_mode(False), torch.no_grad():
+            example = pytree.tree_map_only(Tensor, Tensor.clone, example)
     if isinstance(example, Tensor):
         return (example,), {}
     if isinstance(example, Mapping):
@@ -143,12 +148,11 @@ def _samples(args: tuple, kwargs: dict[str, Any]) -> int | None:
 
 
 def _trace(model: nn.Module, args: tuple, kwargs: dict[str, Any], *, training: bool) -> Trace:
-    model.train(training)
     try:
-        program, specialised = export(model, args, kwargs, strict=False), False
+        program, specialised = _exported(export, model, args, kwargs, training), False
     except Exception as first:
         try:
-            program, specialised = draft_export(model, args, kwargs, strict=False), True
+            program, specialised = _exported(draft_export, model, args, kwargs, training), True
         except Exception as second:
             mode = "train" if training else "eval"
             few = " It holds one sample; pass two or more." if _samples(args, kwargs) == 1 else ""
@@ -157,6 +161,12 @@ def _trace(model: nn.Module, args: tuple, kwargs: dict[str, Any], *, training: b
                 f"(torch.export: {_summary(first)}). Check that the model runs on the example by itself.{few}"
             ) from second
     return Trace(program.graph, _sources(program), training, specialised)
+
+
+def _exported(how: Any, model: nn.Module, args: tuple, kwargs: dict[str, Any], training: bool) -> ExportedProgram:
+    with attributes_kept(model):  # what a forward keeps of one trace is nothing for the next
+        model.train(training)
+        return how(model, args, kwargs, strict=False)
 
 
 def _sources(program: ExportedProgram) -> dict[str, Source]:
@@ -186,28 +196,27 @@ def _user_frame(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Put modes, all tensors, gradients, plain attributes and the random state back; silence torch's own notices.
+    """Put modes, all tensors, gradients, plain attributes and random states back; silence torch's own notices.
 
     Parameters too: a module may merge or renormalise weights when its mode changes or its forward runs.
     """
-    modules = list(model.modules())
-    modes = [module.training for module in modules]
-    tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    try:
-        with attributes_kept(model), warnings.catch_warnings(), _quiet_logs():
-            warnings.simplefilter("ignore")
-            with torch.random.fork_rng(), torch.enable_grad():  # without gradients torch takes fused paths
-                yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-        with torch.no_grad():
-            for tensor, saved in tensors:
-                if not tensor.is_meta and not _equal(tensor, saved):
-                    tensor.copy_(saved)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+    with isolated(), attributes_kept(model) as held, unwatched():
+        tensors = [(tensor, tensor.data, tensor.detach().clone()) for tensor in held.tensors]
+        try:
+            with warnings.catch_warnings(), _quiet_logs():
+                warnings.simplefilter("ignore")
+                with torch.enable_grad():  # without gradients torch takes fused paths
+                    yield
+        finally:
+            with torch.no_grad():
+                for tensor, data, saved in tensors:
+                    if not same_memory(tensor, data):
+                        tensor.data = data
+                    if not tensor.is_meta and not _equal(tensor, saved):
+                        tensor.copy_(saved)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
 
 def _equal(tensor: Tensor, saved: Tensor) -> bool:

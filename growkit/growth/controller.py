@@ -18,7 +18,7 @@ from growkit.graph import GrowthSite, Refusal, Sites
 from growkit.growth.base import Clock, Extended, GrowthDecision, GrowthRecord, History, Initializer, SiteState
 from growkit.growth.event import GrowthEvent, SiteGrowth, describe_refusals
 from growkit.growth.initializers import build_initializer
-from growkit.growth.plan import GrowthPlan, plan_growth, resolve_targets, select_sites
+from growkit.growth.plan import GrowthPlan, joint_target, plan_growth, resolve_targets, select_sites
 from growkit.growth.policy import Policy
 from growkit.growth.statistics import Loss, Measurement
 from growkit.surgery import (
@@ -104,8 +104,13 @@ class GrowthController:
         verdict = verify_sites(self.model, self.tracked, inputs)
         self.refusals += verdict.refusals
         joint = [site for site in verdict.sites if site not in self.tracked]
-        if not isinstance(self.settings.target, Mapping):  # final widths are given for the sites as they were found
-            self.targets |= resolve_targets(joint, self.settings.target)
+        given, names = self.targets, {site.name for site in self.sites}
+        self.targets = {name: target for name, target in given.items() if name in names}
+        for site in joint:
+            if isinstance(self.settings.target, Mapping):  # final sizes are given for the sites as they were found
+                self.targets[site.name] = joint_target(site, given)
+            else:
+                self.targets |= resolve_targets([site], self.settings.target)
         self.tracked = list(verdict.sites)
 
     def plan(self, clock: Clock) -> GrowthPlan | None:

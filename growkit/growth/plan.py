@@ -13,7 +13,7 @@ from growkit.graph import GrowthSite
 from growkit.growth.base import Clock, GrowthRecord, History, SiteState
 from growkit.growth.policy import Affords, Policy
 
-__all__ = ["GrowthPlan", "PlannedEvent", "plan_growth", "resolve_targets", "select_sites"]
+__all__ = ["GrowthPlan", "PlannedEvent", "joint_target", "plan_growth", "resolve_targets", "select_sites"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,46 @@ def resolve_targets(sites: Sequence[GrowthSite], target: float | Mapping[str, in
     if problems:
         raise UserInputError("\n".join(problems))
     return targets
+
+
+def joint_target(site: GrowthSite, targets: Mapping[str, int]) -> int:
+    """The final width of a joint site, in its own units.
+
+    Args:
+        site: at its seed width.
+        targets: the final sizes of the sites that it was made of, by their names; those at their present size ask for
+            nothing.
+
+    Raises:
+        UserInputError: a target lies between two steps of the site, or two targets ask for different widths.
+    """
+    step = site.grown(1)
+    asked: dict[str, int] = {}
+    for name, atom in site.parts.items():
+        follows = atom in site.ties and name != site.name  # another joint site is named after it
+        more, per_unit = targets.get(name, atom.size) - atom.size, step[atom] - atom.size
+        if not more or follows:
+            continue
+        if more % per_unit:
+            below = targets[name] - more % per_unit
+            raise UserInputError(
+                f"growth.target: {name} grows by {per_unit} channels at a time, for {_others(site, name)} must grow "
+                f"along, so its target must be {atom.size} plus a multiple of {per_unit}, got {targets[name]}; the "
+                f"nearest are {below} and {below + per_unit}"
+            )
+        asked[name] = site.width + more // per_unit
+    if len(set(asked.values())) > 1:
+        wanted = ", ".join(f"{name} to {targets[name]}" for name in asked)
+        raise UserInputError(
+            f"growth.target: {' and '.join(asked)} can only grow together, by "
+            f"{' and '.join(str(step[site.parts[name]] - site.parts[name].size) for name in asked)} channels at a "
+            f"time, got {wanted}; name one of them"
+        )
+    return next(iter(asked.values()), site.width)
+
+
+def _others(site: GrowthSite, name: str) -> str:
+    return ", ".join(other for other in site.parts if other != name)
 
 
 def _nearest(pattern: str, names: Sequence[str]) -> str:

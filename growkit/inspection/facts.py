@@ -22,6 +22,8 @@ class SiteFacts:
     Attributes:
         name: of the site.
         width: units now.
+        channels: size now of the dimension that the site is named after; other than the width where sites are joined,
+            as where one unit is an attention head.
         producers: names of the tensors that make the units.
         consumers: names of the tensors that read them.
         pass_through: names of the tensors that act unit by unit.
@@ -40,6 +42,7 @@ class SiteFacts:
     flops_per_unit: int
     location: str | None
     verified: bool | None = None
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ def _site(site: GrowthSite, verified: bool | None) -> SiteFacts:
         flops_per_unit=site.flops_per_unit,
         location=site.location,
         verified=verified,
+        channels=site.channels,
     )
 
 

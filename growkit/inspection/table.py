@@ -68,7 +68,7 @@ def _row(site: SiteFacts, *, inside: bool) -> tuple[str, ...]:
     verified = () if site.verified is None else ("yes" if site.verified else "no",)
     return (
         site.name,
-        str(site.width),
+        _width(site),
         _listed(site.producers, beside),
         _listed(site.consumers, beside),
         _listed(site.pass_through, beside),
@@ -77,6 +77,11 @@ def _row(site: SiteFacts, *, inside: bool) -> tuple[str, ...]:
         short_location(site.location),
         *verified,
     )
+
+
+def _width(site: SiteFacts) -> str:
+    """Units, and what they are channels of where they are none themselves."""
+    return str(site.width) if site.channels in (None, site.width) else f"{site.width} ({site.channels})"
 
 
 def _listed(names: Sequence[str], beside: str) -> str:

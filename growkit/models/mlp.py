@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -25,18 +26,17 @@ class MLP(nn.Module):
     def __init__(self, settings: MlpSettings, input_shape: tuple[int, ...], num_outputs: int):
         super().__init__()
         widths = (math.prod(input_shape), *settings.hidden)
-        self.hidden = nn.ModuleList(
-            nn.Linear(fan_in, fan_out, bias=settings.bias) for fan_in, fan_out in pairwise(widths)
-        )
-        self.norms = nn.ModuleList(
-            nn.BatchNorm1d(width) if settings.norm == "batchnorm" else nn.Identity() for width in settings.hidden
-        )
-        self.activation = make_activation(settings.activation)
+        self.hidden = nn.Sequential(*(_layer(settings, fan_in, fan_out) for fan_in, fan_out in pairwise(widths)))
         self.head = nn.Linear(widths[-1], num_outputs, bias=settings.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs [B, ...] -> outputs [B, num_outputs]."""
-        x = x.flatten(1)
-        for linear, norm in zip(self.hidden, self.norms, strict=True):
-            x = self.activation(norm(linear(x)))
-        return self.head(x)
+        return self.head(self.hidden(x.flatten(1)))
+
+
+def _layer(settings: MlpSettings, fan_in: int, fan_out: int) -> nn.Sequential:
+    """In a row of their own, so that one more layer may stand behind the activation."""
+    parts: dict[str, nn.Module] = {"linear": nn.Linear(fan_in, fan_out, bias=settings.bias)}
+    if settings.norm == "batchnorm":
+        parts["norm"] = nn.BatchNorm1d(fan_out)
+    return nn.Sequential(OrderedDict(parts, activation=make_activation(settings.activation)))

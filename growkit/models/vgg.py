@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 
 from growkit.config.models import VggSettings
 from growkit.models.activation import ReLU
-from growkit.models.conv import conv3x3, init_convolutions, make_norm, num_channels, scaled
+from growkit.models.conv import conv3x3, init_convolutions, num_channels, scaled
 
 __all__ = ["VGG"]
 
@@ -32,19 +34,24 @@ class VGG(nn.Module):
     def __init__(self, settings: VggSettings, input_shape: tuple[int, ...], num_outputs: int):
         super().__init__()
         fan_in = num_channels(settings.name, input_shape)
-        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        layers = []
         for stage, widths in enumerate(STAGES):
             for position, full_width in enumerate(widths):
                 width = scaled(full_width, settings.width)
-                self.convs.append(conv3x3(fan_in, width, stride=2 if stage and not position else 1))
-                self.norms.append(make_norm(settings.norm, width))
+                layers.append(_layer(settings, fan_in, width, stride=2 if stage and not position else 1))
                 fan_in = width
-        self.activation = ReLU()
+        self.layers = nn.Sequential(*layers)
         self.head = conv3x3(fan_in, num_outputs, stride=2)
         init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] -> outputs [B, num_outputs]."""
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = norm(self.activation(conv(x)))
-        return self.head(x).mean(dim=(2, 3))
+        return self.head(self.layers(x)).mean(dim=(2, 3))
+
+
+def _layer(settings: VggSettings, fan_in: int, fan_out: int, stride: int) -> nn.Sequential:
+    """In a row of their own, so that one more convolution may stand behind the activation."""
+    parts: dict[str, nn.Module] = {"conv": conv3x3(fan_in, fan_out, stride), "activation": ReLU()}
+    if settings.norm == "batchnorm":
+        parts["norm"] = nn.BatchNorm2d(fan_out)
+    return nn.Sequential(OrderedDict(parts))

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from growkit.errors import SurgeryError
 from growkit.graph import AttributeEdit
+from growkit.graph.attribute_path import has_entries, item_at, like_tuple, steps_of
 from growkit.surgery.records import AttributeChange
 
-__all__ = ["find_attribute_changes", "read_attribute", "restore_attributes", "set_attributes"]
-
-STEP = re.compile(r"\.?(?P<name>[A-Za-z_]\w*)|\[(?P<index>\d+)\]|\['(?P<key>[^']*)'\]")
+__all__ = ["find_attribute_changes", "holders_of", "read_attribute", "restore_attributes", "set_attributes"]
 
 
 def find_attribute_changes(
@@ -37,18 +34,20 @@ def find_attribute_changes(
         if old != new:
             changes.append(AttributeChange(edit.module, edit.path, old, new))
     for name in dict.fromkeys(tensor.rpartition(".")[0] for tensor in tensors):
-        module = model.get_submodule(name)
-        # grouped convolutions: their own size follows from the groups they will have
-        groups = next((c.new for c in changes if (c.module, c.name) == (name, "groups")), None)
-        for attribute, value in _sizes(module, groups).items():
+        module = _module_at(model, name)
+        # grouped convolutions and attention: their own sizes follow from the groups or heads they will have
+        given = {change.name: change.new for change in changes if change.module == name}
+        for attribute, value in _sizes(module, given).items():
             old = getattr(module, attribute)
-            if old != value:
+            if value not in (old, given.get(attribute)):
                 changes.append(AttributeChange(name, attribute, old, value))
     return changes
 
 
-def _sizes(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
-    """The size attributes of torch's own module types, as their tensors now have them."""
+def _sizes(module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The size attributes of torch's own module types, as their tensors and `given` attributes will have them."""
+    if isinstance(module, nn.MultiheadAttention):
+        return {"head_dim": given.get("embed_dim", module.embed_dim) // given.get("num_heads", module.num_heads)}
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.modules.batchnorm._NormBase):
         tensor = weight if weight is not None else module.running_mean
@@ -66,7 +65,7 @@ def _sizes(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
         names = ("out_features", "in1_features", "in2_features")
         return dict(zip(names, weight.shape, strict=True))
     if isinstance(module, nn.modules.conv._ConvNd):
-        sizes = (weight.shape[0], weight.shape[1] * (groups or module.groups))
+        sizes = (weight.shape[0], weight.shape[1] * given.get("groups", module.groups))
         if module.transposed:
             return {"in_channels": sizes[0], "out_channels": sizes[1]}
         return {"out_channels": sizes[0], "in_channels": sizes[1]}
@@ -90,54 +89,54 @@ def _recurrent_sizes(module: nn.RNNBase) -> dict[str, Any]:
 
 def read_attribute(model: nn.Module, module: str, path: str) -> Any:
     """The number at a path such as "num_heads", "sizes[1]" or "config.n_head" of a module."""
-    value: Any = model.get_submodule(module)
-    for step in _steps(path):
-        value = _step(value, step)
+    value: Any = _module_at(model, module)
+    for step in steps_of(path):
+        value = item_at(value, step)
     return value
 
 
 def set_attributes(model: nn.Module, changes: Sequence[AttributeChange]) -> None:
     """Make changes, in place."""
     for change in changes:
-        _write(model.get_submodule(change.module), _steps(change.name), change.new)
+        _write(_module_at(model, change.module), steps_of(change.name), change.new)
 
 
 def restore_attributes(model: nn.Module, changes: Sequence[AttributeChange]) -> None:
     """Take changes back in place, last first."""
     for change in reversed(changes):
-        _write(model.get_submodule(change.module), _steps(change.name), change.old)
+        _write(_module_at(model, change.module), steps_of(change.name), change.old)
 
 
-def _steps(path: str) -> list[str | int | tuple[str]]:
-    """Attribute names as strings, positions as integers, keys of dictionaries as tuples of one string."""
-    steps: list[str | int | tuple[str]] = []
-    for match in STEP.finditer(path):
-        if match["name"] is not None:
-            steps.append(match["name"])
-        else:
-            steps.append(int(match["index"]) if match["index"] is not None else (match["key"],))
-    return steps
+def holders_of(model: nn.Module, changes: Sequence[AttributeChange]) -> list[Any]:
+    """The objects between a module and the numbers to change: containers, configuration objects; outermost first."""
+    found = []
+    for change in changes:
+        value: Any = _module_at(model, change.module)
+        for step in steps_of(change.name)[:-1]:
+            found.append(value := item_at(value, step))
+    return found
 
 
-def _step(value: Any, step: str | int | tuple[str]) -> Any:
-    if isinstance(step, str):
-        return getattr(value, step)
-    return value[step[0] if isinstance(step, tuple) else step]
+def _module_at(model: nn.Module, name: str) -> nn.Module:
+    """As torch's get_submodule, without its many questions: an edit of all sites asks thousands of times."""
+    module: Any = model
+    for step in name.split(".") if name else ():
+        module = module._modules[step]
+    return module
 
 
-def _write(owner: Any, steps: Sequence[str | int | tuple[str]], new: Any) -> None:
+def _write(owner: Any, steps: Sequence[Any], new: Any) -> None:
     """Write at the end of a path; tuples on the way are replaced by changed copies."""
     parents = [owner]
     for step in steps[:-1]:
-        parents.append(_step(parents[-1], step))
+        parents.append(item_at(parents[-1], step))
     for parent, step in zip(reversed(parents), reversed(steps), strict=True):
         if isinstance(parent, tuple):
-            if type(parent) is not tuple or not isinstance(step, int):
-                raise SurgeryError(f"a size kept in a {type(parent).__name__} cannot be changed; use attributes")
-            new = (*parent[:step], new, *parent[step + 1 :])
+            entries = [*parent[:step], new, *parent[step + 1 :]]
+            new = like_tuple(parent, entries)
             continue
-        if isinstance(step, str):
-            setattr(parent, step, new)
+        if has_entries(parent):
+            parent[step] = new
         else:
-            parent[step[0] if isinstance(step, tuple) else step] = new
+            setattr(parent, step, new)
         return

@@ -13,11 +13,12 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from growkit.device import exact_arithmetic
 from growkit.errors import ModelError, SurgeryError, UserInputError
-from growkit.graph import DepthPlace, check_model, check_values, copy_of, structure_of
+from growkit.graph import DepthPlace, check_model, check_values, copy_of, outside_inference_mode, structure_of
 from growkit.rng import isolated
 from growkit.surgery.depth import DepthEdit, insert
 from growkit.surgery.dropout import WithoutDropout
-from growkit.surgery.guard import example_for, rounding_of, taken_back
+from growkit.surgery.guard import example_for, first_look, rounding_of, taken_back
+from growkit.surgery.scratch import perturb
 from growkit.surgery.verify import Inputs, Observation, function_change, observe, untouched
 
 __all__ = ["deepen"]
@@ -26,6 +27,7 @@ DRAWS = 4
 RUNS = 3
 
 
+@outside_inference_mode()
 def deepen(
     model: nn.Module,
     place: DepthPlace,
@@ -36,21 +38,17 @@ def deepen(
 ) -> DepthEdit:
     """Insert one layer or residual block into `model`, in place, without changing its function; `.undo()` takes it out.
 
-    A *residual block* is a copy of the one it follows, with weights drawn anew wherever a module has
-    `reset_parameters` (other parameters keep the values of the original) and zeros at the end of each branch. Gradients
-    reach those zeros at the first step, and all that lies before them from the second on. Forward and backward hooks
-    are not copied. A *layer* is the identity matrix, or the convolution with a single 1 in the centre of its kernel,
-    followed by the activation; training breaks what symmetry it has, as its inputs differ. Where a normaliser stands
-    between the layer it follows and the activation, the new layer has a bias in place of one.
+    A *residual block* is a copy of the one it follows: weights drawn anew wherever a module has `reset_parameters`,
+    zeros at the end of each branch, no hooks. A *layer* is the identity matrix, or the convolution with a single 1 in
+    the centre of its kernel, followed by the activation; a normaliser between the two is replaced by a bias.
 
     Parameters of the model stay the objects they are; the names of later children of the container shift by as many as
-    are new. The new ones join the optimizer's group of the parameter they are built after, with that group's options
-    and without state; those built after a parameter that the optimizer does not hold stay outside. Growth sites and
-    places found before are stale: call `find_sites` and `find_places` again.
+    are new. The new ones join the optimizer's group of the parameter they are built after, without state; those built
+    after a parameter that the optimizer does not hold stay outside. Growth sites and places found before are stale.
 
     The outputs are compared before and after, in eval mode and in train mode with and without dropout, at two batch
-    sizes, first on a copy whose weights are perturbed; every other module with weights must be called as before, and a
-    gradient must reach the end of each branch.
+    sizes, first on a perturbed copy; every other module with weights must be called as before, and a gradient must
+    reach the end of each branch.
 
     Args:
         model: the module the place was found in.
@@ -75,19 +73,7 @@ def deepen(
         >>> len(model), edit.record.position
         (5, 2)
     """
-    check_model(model)
-    check_values(model)
-    if not isinstance(place, DepthPlace):
-        item = f"[{place!r}]" if isinstance(place, str | int) else ""
-        raise UserInputError(
-            f"a place must come from growkit.find_places(model, example){item}, got "
-            f"{type(place).__name__} {place!r:.80}"
-        )
-    if structure_of(model) != place.structure:
-        raise ModelError(
-            f"the place after {place.name!r} must be of the model as it is, but its modules have changed since it was "
-            "found; call find_places again"
-        )
+    _check_arguments(model, place)
     batches = _batches(model, place, example)
     before = _first_looks(model, batches)
     with taken_back(
@@ -101,6 +87,22 @@ def deepen(
         edits.append(edit := insert(model, place, optimizer=optimizer, seed=seed))
         _compare(model, edit, batches, before)
     return edit
+
+
+def _check_arguments(model: nn.Module, place: DepthPlace) -> None:
+    check_model(model)
+    check_values(model)
+    if not isinstance(place, DepthPlace):
+        item = f"[{place!r}]" if isinstance(place, str | int) else ""
+        raise UserInputError(
+            f"a place must come from growkit.find_places(model, example){item}, got "
+            f"{type(place).__name__} {place!r:.80}"
+        )
+    if structure_of(model) != place.structure:
+        raise ModelError(
+            f"the place after {place.name!r} must be of the model as it is, but its modules have changed since it was "
+            "found; call find_places again"
+        )
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,7 @@ def _batches(model: nn.Module, place: DepthPlace, example: Tensor | tuple | dict
 
 def _first_looks(model: nn.Module, batches: Sequence[Inputs]) -> list[_Look]:
     """Looks at the model before the edit: one only, where it takes no batch of another size."""
-    remedy = "the outputs are compared before and after; give a batch that fits with example="
-    try:
-        looks = [_look(model, batches[0], [])]
-    except Exception as error:  # a user's forward may raise anything
-        raise ModelError(f"the model must run on the example, got {type(error).__name__}: {error}; {remedy}") from error
-    if function_change(looks[0].outputs, looks[0].outputs).worst > 0.0:
-        raise ModelError(f"the model's outputs on the example must be finite, got inf or NaN; {remedy}")
+    looks = [first_look(lambda: _look(model, batches[0], []), lambda look: look.outputs)]
     try:
         looks.append(_look(model, batches[1], []))
     except Exception:  # it never took such a batch
@@ -170,7 +166,7 @@ def _has_state(module: nn.Module) -> bool:
 def _try_on_a_copy(model: nn.Module, place: DepthPlace, batches: Sequence[Inputs], seed: int) -> None:
     """On a perturbed copy: branches that are zero at the start, as many a model has, would hide any fault."""
     trial = copy_of(model)
-    _perturb(trial)
+    perturb(trial)
     before = [_look(trial, batch, []) for batch in batches]
     edit = insert(trial, place, seed=seed)
     _compare(trial, edit, batches, before)
@@ -233,21 +229,3 @@ def _random_state() -> tuple[Tensor, list[Tensor]]:
 def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
     torch.set_rng_state(state[0])
     torch.cuda.set_rng_state_all(state[1]) if state[1] else None
-
-
-@torch.no_grad()
-def _perturb(model: nn.Module) -> None:
-    """Move every weight and statistic a little, in place."""
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator).to(like)
-
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.add_(0.02 * noise(parameter))
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.add_(0.05 * noise(buffer))
-        elif name.endswith("running_var"):
-            buffer.mul_(1.0 + 0.2 * noise(buffer).tanh())

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from growkit.errors import SurgeryError, UserInputError
+from growkit.errors import ModelError, SurgeryError, UserInputError
 from growkit.graph import arguments_of
-from growkit.surgery.verify import Inputs
+from growkit.surgery.verify import Inputs, Observation, function_change, observe
 
-__all__ = ["example_for", "rounding_of", "taken_back"]
+__all__ = ["Watched", "example_for", "first_look", "rounding_of", "taken_back", "watch"]
+
+
+Look = TypeVar("Look")
 
 
 class Undoable(Protocol):
@@ -36,6 +40,62 @@ def rounding_of(model: nn.Module) -> float:
     """The largest relative change of an output taken for rounding."""
     types = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
     return max([1e-5, *(8 * torch.finfo(dtype).eps for dtype in types)])
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A model whose outputs must stay, and what they were before an edit.
+
+    Attributes:
+        model: the model.
+        inputs: what it is called with.
+        before: what it computed.
+        name: what it is called in messages, None for the model itself.
+    """
+
+    model: nn.Module
+    inputs: Inputs
+    before: Observation
+    name: str | None
+
+    def compare(self) -> None:
+        """Look again.
+
+        Raises:
+            SurgeryError: the outputs changed by more than rounding.
+        """
+        change = function_change(self.before, observe(self.model, self.inputs)).worst
+        if change > (tolerance := rounding_of(self.model)):
+            whose = "the outputs" if self.name is None else f"the outputs of {self.name}"
+            raise SurgeryError(f"it changes {whose} by {change:.1e} of their size, more than {tolerance:.1e}")
+
+
+def first_look(look: Callable[[], Look], outputs_of: Callable[[Look], Observation], subject: str = "the model") -> Look:
+    """What `look` gives before an edit.
+
+    Raises:
+        ModelError: it fails, or its outputs are not finite.
+    """
+    remedy = "the outputs are compared before and after; give a batch that fits with example="
+    try:
+        before = look()
+    except Exception as error:  # a user's forward may raise anything
+        text = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{subject} must run on the example, got {text}; {remedy}") from error
+    outputs = outputs_of(before)
+    if function_change(outputs, outputs).worst > 0.0:
+        raise ModelError(f"the outputs of {subject} on the example must be finite, got inf or NaN; {remedy}")
+    return before
+
+
+def watch(model: nn.Module, inputs: Inputs, name: str | None = None) -> Watched:
+    """Look at a model before an edit.
+
+    Raises:
+        ModelError: it does not run on the inputs, or its outputs are not finite.
+    """
+    before = first_look(lambda: observe(model, inputs), lambda outputs: outputs, name or "the model")
+    return Watched(model, inputs, before, name)
 
 
 @contextmanager

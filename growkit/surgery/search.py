@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from torch import nn
 
+from growkit.errors import ModelError
 from growkit.graph import GrowthSite, Refusal, SizeAttribute, joins
-from growkit.surgery.trial import LARGEST_BATCH, TOLERANCE, Outcome, Trial, scratch_copy
-from growkit.surgery.verify import Inputs, observe
+from growkit.graph.dimensions import size
+from growkit.surgery.scratch import scratch_copy
+from growkit.surgery.trial import LARGEST_BATCH, TOLERANCE, Outcome, Trial
+from growkit.surgery.verify import Inputs
 
 __all__ = ["Verdict", "verify_sites"]
 
@@ -32,12 +36,14 @@ class Verdict:
         refusals: the others, with the reason.
         worst: the largest change of an output, relative to the largest output, when all sites grew together.
         control: the change when the same edit was wrong on purpose.
+        path_specialised: True if the forward branches on values: the sites are proved for the path of the example only.
     """
 
     sites: tuple[GrowthSite, ...]
     refusals: tuple[Refusal, ...]
     worst: float
     control: float
+    path_specialised: bool = False
 
 
 def verify_sites(
@@ -61,20 +67,17 @@ def verify_sites(
     """
     if not sites:
         return Verdict((), (), 0.0, 0.0)
-    inputs = _small(model, inputs)
-    with scratch_copy(model, inputs) as scratch:
-        return _Search(Trial(scratch, inputs, tolerance)).run(list(sites))
+    with ExitStack() as stack:
+        return _Search(_trial(stack, model, sites, inputs, tolerance)).run(list(sites))
 
 
-def _small(model: nn.Module, inputs: Inputs) -> Inputs:
-    """The first samples of a large batch; all of it where the first dimension is none of samples (nodes of a graph)."""
-    if (inputs.batch or 0) <= LARGEST_BATCH:
-        return inputs
-    try:
-        observe(model, inputs.at_most(LARGEST_BATCH))
-    except Exception:  # whatever a user's forward raises
-        return inputs
-    return inputs.at_most(LARGEST_BATCH)
+def _trial(stack: ExitStack, model: nn.Module, sites: Sequence[GrowthSite], inputs: Inputs, tolerance: float) -> Trial:
+    """On the first samples of a large batch; on all where the first dimension is none of samples (nodes of a graph)."""
+    if (inputs.batch or 0) > LARGEST_BATCH:
+        few = inputs.at_most(LARGEST_BATCH)
+        with suppress(ModelError):
+            return Trial(stack.enter_context(scratch_copy(model, few)), few, tolerance, sites)
+    return Trial(stack.enter_context(scratch_copy(model, inputs)), inputs, tolerance, sites)
 
 
 @dataclass
@@ -101,7 +104,7 @@ class _Search:
             if not site.settled:
                 site.attributes = attributes
         good.sort(key=lambda site: sites.index(site) if site in sites else len(sites))
-        return Verdict(tuple(good), tuple(refusals), outcome.worst, outcome.control)
+        return Verdict(tuple(good), tuple(refusals), outcome.worst, outcome.control, sites[0].graph.path_specialised)
 
     def _search(self, sites: list[GrowthSite]) -> tuple[list[GrowthSite], Outcome]:
         for site in sites:
@@ -136,7 +139,7 @@ class _Search:
         known = {site.name: site.attributes if site.settled else site.graph.carriers_of(site.atoms) for site in sites}
         for chosen in _guesses([one for site in sites for one in known[site.name]]):
             for site in sites:
-                site.attributes = tuple(one for one in known[site.name] if one.certain or _pattern_of(one) in chosen)
+                site.attributes = _chosen(known[site.name], chosen)
             outcome = self.trial.of(sites)
             if outcome.reason is None:
                 self._drop_needless(sites)
@@ -234,6 +237,13 @@ def _guesses(attributes: Sequence[SizeAttribute]) -> Iterator[frozenset[str]]:
         yield frozenset([*likely, *others])
 
 
+def _chosen(attributes: Sequence[SizeAttribute], patterns: frozenset[str]) -> tuple[SizeAttribute, ...]:
+    """Those of the patterns, and the certain ones; of entries of one list only the likely ones, if there are such."""
+    likely = {_pattern_of(one) for one in attributes if one.likely}
+    named = [one for one in attributes if one.certain or _pattern_of(one) in patterns]
+    return tuple(one for one in named if one.likely or _pattern_of(one) not in likely)
+
+
 def _pattern_of(attribute: SizeAttribute) -> str:
     return _pattern(f"{attribute.module}.{attribute.path}") + ("" if attribute.ratio == 1 else f" x {attribute.ratio}")
 
@@ -247,4 +257,10 @@ def _pattern(name: str) -> str:
 
 
 def _refusal(site: GrowthSite, outcome: Outcome) -> Refusal:
-    return Refusal(site.name, site.width, outcome.reason or "", outcome.location or site.location)
+    reason = outcome.reason or ""
+    written = {one.location: one for one in site.graph.written_in_code(site.atoms) if one.location is not None}
+    if len(written) != 1 or outcome.location in written or not reason.startswith(("the model fails", "widening it")):
+        return Refusal(site.name, site.width, reason, outcome.location or site.location)
+    ((location, one),) = written.items()  # a wrong size often fails in a later line
+    cause = f"{one.op} is given the number {size(one.dim)}: write -1, or keep it in an attribute that can change along"
+    return Refusal(site.name, site.width, f"{cause} ({reason})", location)

@@ -9,11 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from growkit.errors import SurgeryError
+from growkit.errors import GrowthRefused
 from growkit.graph import TensorEdit
 from growkit.surgery.records import IndexMap
 
-__all__ = ["align_state", "grow_state", "grow_values", "is_new", "neutral_fill", "replace_data"]
+__all__ = [
+    "align_state",
+    "fill_new",
+    "grow_state",
+    "grow_values",
+    "is_new",
+    "neutral_fill",
+    "replace_data",
+    "silence_padding",
+]
 
 
 def is_new(index_maps: Sequence[IndexMap | None], shape: Sequence[int], device: torch.device) -> Tensor:
@@ -38,32 +47,55 @@ def grow_values(old: Tensor, index_maps: Sequence[IndexMap | None], fill: Tensor
         grown.copy_(fill)
     else:
         grown.fill_(fill)
-    kept = grown
+    kept, apart = grown, []
     for dim, index in enumerate(index_maps):
         if index is None:
             continue
-        places = np.flatnonzero(index >= 0)
-        if len(places) == old.shape[dim] and _consecutive(places) and _consecutive(index[places]):
-            kept = kept.narrow(dim, int(places[0]) if len(places) else 0, len(places))
+        start = _start_of_old(index, old.shape[dim])
+        if start is None:
+            apart.append((dim, index))
         else:
-            return _scattered(grown, old, index_maps)
-    kept.copy_(old)
+            kept = kept.narrow(dim, start, old.shape[dim])
+    if not apart:
+        kept.copy_(old)
+    elif len(apart) == 1:
+        _spread(kept, old, *apart[0])
+    else:
+        _scattered(grown, old, index_maps)
     return grown
 
 
-def _consecutive(positions: IndexMap) -> bool:
-    return len(positions) == 0 or bool((np.diff(positions) == 1).all())
+def _start_of_old(index: IndexMap, size: int) -> int | None:
+    """Where all `size` old positions stand side by side in their order, None where they do not."""
+    start = int(index.argmax()) + 1 - size if len(index) else 0
+    together = start >= 0 and np.array_equal(index[start : start + size], np.arange(size))
+    return start if together and np.count_nonzero(index >= 0) == size else None
 
 
-def _scattered(grown: Tensor, old: Tensor, index_maps: Sequence[IndexMap | None]) -> Tensor:
-    """Copy old entries to where they are now, in place, for maps that take dimensions apart."""
+def fill_new(values: Tensor, dim: int, index: IndexMap, block: Tensor) -> None:
+    """Write `block` into the new positions of `dim`, in place."""
+    positions = np.flatnonzero(index < 0)
+    if len(positions) and positions[-1] - positions[0] == len(positions) - 1:
+        values.narrow(dim, int(positions[0]), len(positions)).copy_(block)
+    else:
+        values.index_copy_(dim, torch.from_numpy(positions).to(values.device), block)
+
+
+def _spread(grown: Tensor, old: Tensor, dim: int, index: IndexMap) -> None:
+    """Copy `old` to where its positions along `dim` went, in place."""
+    places = np.flatnonzero(index >= 0)
+    source = old.index_select(dim, torch.from_numpy(index[places]).to(old.device))
+    grown.index_copy_(dim, torch.from_numpy(places).to(old.device), source)
+
+
+def _scattered(grown: Tensor, old: Tensor, index_maps: Sequence[IndexMap | None]) -> None:
+    """The same where the positions of several dimensions went apart."""
     maps = [np.arange(n) if index is None else index for n, index in zip(grown.shape, index_maps, strict=True)]
     places = [torch.from_numpy(np.flatnonzero(index >= 0)).to(old.device) for index in maps]
     source = old
     for dim, index in enumerate(maps):
         source = source.index_select(dim, torch.from_numpy(index[index >= 0]).to(old.device))
     grown[torch.meshgrid(*places, indexing="ij")] = source
-    return grown
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:
@@ -119,7 +151,7 @@ def grow_state(
     every state tensor of the parameter's old shape is resized by the parameter's own index maps.
 
     Raises:
-        SurgeryError: a state tensor has a shape that says nothing about how it would grow.
+        GrowthRefused: a state tensor has a shape that says nothing about how it would grow.
     """
     own = getattr(optimizer, "resize_state", None)
     if own is not None:
@@ -132,10 +164,11 @@ def grow_state(
         if not isinstance(value, Tensor) or value.numel() == 1:
             continue
         if value.shape != old_shape:
-            raise SurgeryError(
+            raise GrowthRefused(
                 f"optimizer state must have its parameter's shape to grow along, got {key} {tuple(value.shape)} "
                 f"for a parameter {tuple(old_shape)} in {type(optimizer).__name__}; "
-                "give the optimizer a method resize_state(parameter, index_maps)"
+                "take one that keeps a number for each weight (SGD, Adam), or give it a method "
+                "resize_state(parameter, index_maps)"
             )
         state[key] = grow_values(value, index_maps)
     _align(state, parameter)
@@ -155,3 +188,11 @@ def _align(state: dict[Any, Any], parameter: Tensor) -> None:
     for key, value in state.items():
         if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
             state[key] = torch.empty_like(parameter.data, dtype=value.dtype).copy_(value)
+
+
+def silence_padding(values: Tensor, old: Tensor, owners: Sequence[nn.Module]) -> None:
+    """Keep the row of an embedding's padding token zero, in place, where it was: it never receives a gradient."""
+    for owner in owners:
+        row = getattr(owner, "padding_idx", None) if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else None
+        if row is not None and row < len(old) and not bool(old[row].any()):
+            values[row] = 0.0

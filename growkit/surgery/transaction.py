@@ -13,22 +13,24 @@ from torch.optim.swa_utils import AveragedModel
 from growkit.errors import GrowthRefused, SurgeryError
 from growkit.graph import (
     AttributeEdit,
+    Average,
     GrowthSite,
     Scale,
     Silence,
     TensorEdit,
     ValueEdit,
     refuse_wrappers,
-    structure_of,
 )
 from growkit.graph.dimensions import size
 from growkit.surgery.attributes import find_attribute_changes
+from growkit.surgery.caches import caches_of
 from growkit.surgery.records import AttributeChange, EditRecord, IndexMap, TensorChange
-from growkit.surgery.tensors import grow_state, grow_values, neutral_fill
+from growkit.surgery.tensors import fill_new, grow_state, grow_values, neutral_fill, silence_padding
 from growkit.surgery.undo import Edit, UndoLog
-from growkit.surgery.values import edited, lookup
+from growkit.surgery.values import Directory, edited
+from growkit.surgery.verify import Inputs
 
-__all__ = ["Extension", "Growth", "grow", "refuse_stale", "refuse_wrappers"]
+__all__ = ["Extension", "Growth", "grow", "inside_of", "refuse_stale", "refuse_wrappers"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Growth:
     remedied: bool = True
 
 
+@torch.no_grad()
 def grow(
     model: nn.Module,
     growths: Sequence[Growth],
@@ -82,14 +85,14 @@ def grow(
         SurgeryError: something failed half-way; everything was rolled back.
     """
     _refuse_lbfgs(optimizer)
-    patients = [_Patient(model, optimizer), *(_Patient(_inside(copy)) for copy in copies)]
+    patients = [_Patient(model, optimizer), *(_Patient(inside_of(copy)) for copy in copies)]
     _refuse_shared([patient.model for patient in patients])
     for patient in patients:
         refuse_wrappers(patient.model)
-        refuse_stale(patient.model, [growth.site for growth in growths])
+        _refuse_stale(patient.directory, [growth.site for growth in growths])
     try:
         for patient in patients:
-            patient.log.clear_caches()
+            patient.log.clear_caches(caches_of(patient.model, Inputs(*growths[0].site.graph.inputs)) if growths else ())
         return Edit([_widen(patients, growth) for growth in growths], [patient.log for patient in patients])
     except BaseException as error:  # also an interrupt: a model is never left half-edited
         for patient in reversed(patients):
@@ -99,7 +102,12 @@ def grow(
         raise SurgeryError(f"widening failed and was rolled back: {type(error).__name__}: {error}") from error
 
 
-def _inside(copy: nn.Module) -> nn.Module:
+def inside_of(copy: nn.Module) -> nn.Module:
+    """The module that a copy of a model holds, or is.
+
+    Raises:
+        GrowthRefused: it is no module.
+    """
     if not isinstance(copy, nn.Module):
         raise GrowthRefused(f"copies must be modules, got {type(copy).__name__}; an average of weights is one")
     return copy.module if isinstance(copy, AveragedModel) else copy
@@ -120,27 +128,27 @@ def _refuse_lbfgs(optimizer: torch.optim.Optimizer | None) -> None:
 
 def refuse_stale(model: nn.Module, sites: Sequence[GrowthSite]) -> None:
     """Raise GrowthRefused where a site was found in another model, or in this one before it changed."""
-    names = [name for name, _ in structure_of(model)]
+    _refuse_stale(Directory(model), sites)
+
+
+def _refuse_stale(directory: Directory, sites: Sequence[GrowthSite]) -> None:
+    names = [name for name in directory.modules if name]
+    graphs = {site.graph for site in sites}
+    changed = {graph for graph in graphs if [name for name, _ in graph.structure] != names}
     for site in sites:
-        if [name for name, _ in site.graph.structure] != names:
+        if site.graph in changed:
             raise GrowthRefused(
                 f"a site must be found in the model as it is, but modules were added or removed since {site.name} was "
                 "found, or it is a site of another model; call find_sites again"
             )
-        for use, _ in site.uses:
-            expected, found = tuple(size(dim) for dim in use.dims), _shape(model, use.names[0], use.kind)
+        for use in {id(use): use for use, _ in site.uses}.values():
+            tensor = directory.find(use.names[0], use.kind)
+            expected, found = tuple(size(dim) for dim in use.dims), None if tensor is None else tuple(tensor.shape)
             if found != expected:
                 raise GrowthRefused(
                     f"a site must be found in the model as it is, but for {site.name} the {use.kind} {use.names[0]!r} "
                     f"must have shape {expected}, got {found or 'none'}; call find_sites again"
                 )
-
-
-def _shape(model: nn.Module, name: str, kind: str) -> tuple[int, ...] | None:
-    try:
-        return tuple(lookup(model, name, kind).shape)
-    except AttributeError:  # torch has no other way to say that there is none
-        return None
 
 
 class _MapsSinceStart:
@@ -164,13 +172,14 @@ class _Patient:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None):
         self.model, self.optimizer = model, optimizer
+        self.directory = Directory(model)
         self.log, self.since = UndoLog(model), _MapsSinceStart()
 
     def resize(self, growth: Growth, edits: Sequence[TensorEdit], values: Sequence[ValueEdit]) -> list[TensorChange]:
         """Tensors and optimizer state; the attributes come when the site has its new width."""
-        self._change([one for one in values if not isinstance(one, Silence)])
+        self._change([one for one in values if not isinstance(one, Silence | Average)])
         changes = [_resize(self, edit, growth.extension) for edit in edits]
-        self._change([one for one in values if isinstance(one, Silence)])
+        self._change([one for one in values if isinstance(one, Silence | Average)])
         return changes
 
     def set_sizes(self, edits: Sequence[AttributeEdit], tensors: Sequence[str]) -> list[AttributeChange]:
@@ -181,7 +190,7 @@ class _Patient:
 
     def _change(self, edits: Sequence[ValueEdit]) -> None:
         for edit in edits:
-            tensor = lookup(self.model, edit.name, edit.kind if isinstance(edit, Scale) else "parameter")
+            tensor = self.directory[edit.name, edit.kind if isinstance(edit, Scale) else "parameter"]
             self.log.replace(tensor, edited(self.model, tensor, edit))
 
 
@@ -211,20 +220,20 @@ def _check_names(site: GrowthSite, extension: Extension, edits: Sequence[TensorE
         )
 
 
-@torch.no_grad()
 def _resize(patient: _Patient, edit: TensorEdit, extension: Extension) -> TensorChange:
-    name, model, optimizer = edit.names[0], patient.model, patient.optimizer
-    tensor = lookup(model, name, edit.kind)
+    name, optimizer = edit.names[0], patient.optimizer
+    tensor = patient.directory[name, edit.kind]
     old, fill = tensor.data, "zero"
     given = [dim for dim in range(old.dim()) if (name, dim) in extension.values]
     if edit.pass_through and not given:
-        fill, value = neutral_fill(old, edit, model.get_submodule(name.rpartition(".")[0]))
+        fill, value = neutral_fill(old, edit, patient.directory.modules[name.rpartition(".")[0]])
         values = grow_values(old, edit.index_maps, value)
     else:
         values = grow_values(old, edit.index_maps)
         for dim in sorted(given, key=lambda d: d in edit.consumer_dims):
             _place(values, extension.values[name, dim], name, dim, edit.index_maps, patient.since)
             fill = "extension"
+    silence_padding(values, old, [patient.directory.modules[one.rpartition(".")[0]] for one in edit.names])
     patient.log.replace(tensor, values)
     if optimizer is not None and isinstance(tensor, nn.Parameter) and _holds(optimizer, tensor):
         # also where there is no state yet: what comes up later has the new shape, and undo must drop it
@@ -253,14 +262,16 @@ def _place(
         if here is not None and before is not None:
             here = np.where(here >= 0, before[np.maximum(here, 0)], -1)
         across.append(here if here is not None else before)
-    positions = torch.from_numpy(np.flatnonzero(index < 0)).to(values.device)
-    block = grow_values(_repeated(given, dim, len(positions)).to(values), across)
-    expected = tuple(len(positions) if d == dim else size for d, size in enumerate(values.shape))
+    count = int(np.count_nonzero(index < 0))
+    block = _repeated(given, dim, count).to(values)
+    if any(one is not None for one in across):
+        block = grow_values(block, across)
+    expected = tuple(count if d == dim else size for d, size in enumerate(values.shape))
     if tuple(block.shape) != expected:
         raise SurgeryError(
             f"new slices of {name} along dimension {dim} must have shape {expected}, got {tuple(block.shape)}"
         )
-    values.index_copy_(dim, positions, block)
+    fill_new(values, dim, index, block)
 
 
 def _repeated(given: Tensor, dim: int, count: int) -> Tensor:

@@ -1,33 +1,32 @@
 """Trials: sites are widened on a perturbed copy of the model before anyone relies on them.
 
 A trace tells sizes, not where they come from. So every site is tried: outputs must stay in eval and in train mode, for
-other values in a batch of another size too, new units must receive a gradient, and a control that is wrong on purpose
-must be noticed.
+other values in a batch of another size too, on which streams are as faint as the eps of their norms; the same calls
+must lead to them, with the same numbers; and a gradient must reach new units, by which wrong ones would be noticed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import nn
 
-from growkit.device import exact_arithmetic
 from growkit.errors import GrowthRefused, ModelError, SurgeryError
-from growkit.graph import GrowthSite, attributes_kept, copy_of
+from growkit.graph import GrowthSite, copy_of
 from growkit.rng import isolated
+from growkit.surgery.faintness import Faintness, faintness_of
+from growkit.surgery.reaction import brighten, control, reactions
+from growkit.surgery.recording import Change, Difference, Recorded, Recording, first_difference
 from growkit.surgery.transaction import Extension, Growth, grow
 from growkit.surgery.undo import Edit
 from growkit.surgery.values import lookup
 from growkit.surgery.verify import Inputs, Observation, function_change, new_entries, observe, untouched
 
-__all__ = ["LARGEST_BATCH", "TOLERANCE", "Outcome", "Trial", "scratch_copy"]
+__all__ = ["LARGEST_BATCH", "TOLERANCE", "Outcome", "Trial"]
 
 TOLERANCE = 1e-5
 LARGEST_ROUNDING = (
@@ -38,7 +37,7 @@ LARGEST_BATCH = 8
 DRAWS = 4
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
     """How one trial ended.
 
@@ -46,156 +45,248 @@ class Outcome:
         reason: why the sites may not grow, None where the function stayed.
         worst: the largest change of an output, relative to the largest output.
         control: that change for an edit that is wrong on purpose.
-        location: the user's "file:line" where the model failed at another width.
+        location: the user's "file:line" where the model failed, or passed another number, at another width.
+        hidden: sites whose wrong units would not be noticed, each with the reaction of the outputs to them.
     """
 
     reason: str | None
     worst: float = 0.0
     control: float = 0.0
     location: str | None = None
+    hidden: tuple[tuple[GrowthSite, float], ...] = ()
 
 
 UNREACHED = "no gradient reaches its new units"
 CANNOT_TELL = "the check cannot tell: a wrong edit does not change the outputs either"
 
 
-class Trial:
-    """A copy of the model that may be changed, and what it computes."""
+@dataclass(frozen=True)
+class _Look:
+    """One batch, the streams that are faint on it, and what a model computed on it at the old widths."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, tolerance: float):
+    inputs: Inputs
+    faintness: Faintness
+    before: Observation
+
+    @classmethod
+    def at(cls, model: nn.Module, inputs: Inputs, faintness: Faintness) -> _Look:
+        with faintness.on(model):
+            return cls(inputs, faintness, observe(model, inputs))
+
+    def change(self, model: nn.Module) -> float:
+        """How far the outputs are from those before."""
+        with self.faintness.on(model):
+            return function_change(self.before, observe(model, self.inputs)).worst
+
+    @property
+    def is_finite(self) -> bool:
+        return function_change(self.before, self.before).worst == 0.0
+
+
+class Trial:
+    """A copy of the model that may be changed, and what it computes.
+
+    Args:
+        model: the copy.
+        inputs: a batch it runs on.
+        tolerance: the largest relative change of an fp32 output that needs no second look in float64.
+        sites: those that will be tried, parts of joint ones among them.
+
+    Raises:
+        ModelError: the model does not run on the batch, or gives nothing that can be compared.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, tolerance: float, sites: Sequence[GrowthSite] = ()):
         self.model, self.inputs, self.tolerance = model, inputs, tolerance
-        self._exact: Trial | None = None
-        try:
-            first = observe(model, inputs)
-        except Exception as error:  # a user's forward may raise anything
-            text = f"{type(error).__name__}: {_first_line(error)}"
-            raise ModelError(f"the model must run on the example, got {text}; give a batch that fits") from error
-        other, second = _second_look(model, inputs)
-        self.batches, self.before = [inputs, other], [first, second]
-        if not first.eval or not first.train:
+        self._faintness = faintness_of(model, sites)
+        self._look()
+
+    def _look(self) -> None:
+        """What the model computes at the old widths."""
+        first, self._recordings = _first_look(self.model, self.inputs)
+        if not first.before.eval or not first.before.train:
             raise ModelError("the model must give floating-point tensors to be compared, got none on the example")
-        if any(function_change(one, one).worst > 0.0 for one in self.before):
+        self.looks = [first, _second_look(self.model, self.inputs, self._faintness)]
+        if not all(look.is_finite for look in self.looks):
             raise ModelError("the model's outputs on the example must be finite, got inf or NaN")
+        self._double: tuple[nn.Module, dict[int, _Look]] | None = None
 
     def of(self, sites: Sequence[GrowthSite]) -> Outcome:
         """Widen sites together, look, and put the copy back.
 
         New units that happen to be silent on the whole batch, as those of a ReLU may be, prove nothing: others are
-        drawn before the trial says that they cannot learn or cannot be checked.
+        drawn before the trial says that they cannot learn. Branches too faint to be noticed are made stronger first.
         """
         outcome = Outcome(None)
         for draw in range(DRAWS):
             outcome = self._attempt(sites, draw)
             if outcome.reason not in (UNREACHED, CANNOT_TELL):
                 return outcome
+            if outcome.hidden and not self._brighten(outcome.hidden):
+                return outcome
         return outcome
 
     def _attempt(self, sites: Sequence[GrowthSite], draw: int) -> Outcome:
         try:
-            edit = self._widen(sites, draw, wrong=False)
+            edit = self._widen(self.model, sites, draw)
         except (GrowthRefused, SurgeryError) as error:
             return Outcome(f"surgery cannot widen it: {error}")
+        recorded = Recorded(self.inputs.args, self.inputs.kwargs)
+        looks = [replace(self.looks[0], inputs=recorded), *self.looks[1:]] if self._recordings else self.looks
         try:
-            worst = max(function_change(*pair).worst for pair in zip(self.before, self._look(), strict=True))
+            changes = [look.change(self.model) for look in looks]
+            worst = max(changes)
             if worst == float("inf"):
                 return Outcome("widening it changes the outputs' shape, or they are not finite")
-            if worst > self.tolerance:
-                edit.undo()
-                return self._rounding(sites, draw, worst)
-            unreached = self._without_gradient(edit)
+            if worst >= LARGEST_ROUNDING:
+                return _changed(worst)
+            entries = new_entries(self.model, edit)
+            shown = reactions(self.model, self.inputs, entries)
+            noticed = control(self.model, self.inputs, entries, looks[0].before.eval)
         except Exception as error:  # the model's own code may fail in any way at a width it did not expect
             return _failed(error)
         finally:
-            if not edit.undone:
-                edit.undo()
-        if unreached:
+            edit.undo()
+        doubtful = [number for number, change in enumerate(changes) if change > self.tolerance]
+        if doubtful and not self._is_rounding(sites, draw, doubtful):
+            return _changed(worst)
+        if not all(shown.values()):
             return Outcome(UNREACHED, worst)
-        control = self._control(sites, draw)
-        return Outcome(None if control > self.tolerance else CANNOT_TELL, worst, control)
+        if any(_differences(self._recordings, recorded.runs, edit)) and (found := self._differs(sites, draw)):
+            return replace(found, worst=worst)
+        hidden = tuple((site, shown[site.name]) for site in sites if shown[site.name] <= self.tolerance)
+        noticeable = not hidden and noticed > self.tolerance
+        return Outcome(None if noticeable else CANNOT_TELL, worst, noticed, hidden=hidden)
 
-    def _rounding(self, sites: Sequence[GrowthSite], draw: int, worst: float) -> Outcome:
-        """A change that may be rounding is looked at in float64, where none is left."""
-        outcome = Outcome(f"widening it changes the outputs by {worst:.1e} of their size", worst)
-        if not self.tolerance < worst < LARGEST_ROUNDING or self.tolerance <= EXACT:
-            return outcome
-        if self._exact is None:
-            try:
-                self._exact = Trial(copy_of(self.model).double(), self.inputs.double(), EXACT)
-            except Exception:  # not every model runs in float64
-                return outcome
-        exact = self._exact._attempt(sites, draw)
-        return replace(exact, worst=worst) if exact.reason is None else outcome
-
-    def _look(self) -> list[Observation]:
-        return [observe(self.model, batch) for batch in self.batches]
-
-    def _widen(self, sites: Sequence[GrowthSite], draw: int, *, wrong: bool) -> Edit:
-        # unequal numbers: widths that are tied behind the graph's back must not stay equal, or in proportion, by chance
-        units = [(site, trial_units(site) + number % 3) for number, site in enumerate(sites)]
-        growths = [
-            Growth(site, num, self._random(site, num, draw, wrong=wrong), remedied=not wrong) for site, num in units
-        ]
-        return grow(self.model, growths)
-
-    def _control(self, sites: Sequence[GrowthSite], draw: int) -> float:
-        """The change of the outputs when nothing is silenced; the check must see it."""
-        edit = self._widen(sites, draw, wrong=True)
+    def _is_rounding(self, sites: Sequence[GrowthSite], draw: int, looks: Sequence[int]) -> bool:
+        """Whether nothing is left of a change in float64."""
+        if self.tolerance <= EXACT:
+            return False
         try:
-            return function_change(self.before[0], observe(self.model, self.batches[0])).worst
+            twin, before = self._double = self._double or (copy_of(self.model).double(), {})
+            for number in looks:
+                look = self.looks[number]
+                before[number] = before.get(number) or _Look.at(twin, look.inputs.double(), look.faintness)
+            edit = self._widen(twin, sites, draw)
+        except Exception:  # not every model runs in float64
+            return False
+        try:
+            return max(before[number].change(twin) for number in looks) <= EXACT
+        except Exception:
+            return False
         finally:
             edit.undo()
 
-    def _without_gradient(self, edit: Edit) -> list[str]:
-        with untouched(self.model), exact_arithmetic(), torch.enable_grad(), isolated(0):
-            self.model.train()
-            self.model.zero_grad()
-            outputs = [output.float() for output in self.batches[0].call(self.model) if output.requires_grad]
-            if not outputs:  # all weights are frozen
-                return list(new_entries(self.model, edit))
-            torch.stack([(output * torch.randn_like(output)).sum() for output in outputs]).sum().backward()
-        unreached = [
-            site
-            for site, entries in new_entries(self.model, edit).items()
-            if not _learns([p.grad * mask for p, mask in entries if p.grad is not None])
-        ]
-        self.model.zero_grad()
-        return unreached
+    def _differs(self, sites: Sequence[GrowthSite], draw: int) -> Outcome | None:
+        """Whether calls or numbers differ once more on a model that ran before, at both widths.
 
-    def _random(self, site: GrowthSite, num_new: int, draw: int, *, wrong: bool) -> Extension:
-        """Gaussian new slices everywhere but where they must be silent; with `wrong` there too."""
-        generator = torch.Generator().manual_seed(draw)
-        values = {}
-        for edit in site.tensor_edits(num_new):
-            tensor = lookup(self.model, edit.names[0], edit.kind)
-            if edit.kind != "parameter" or (edit.pass_through and not (wrong and edit.silent_dims)):
+        What a model makes anew for another width and keeps is no other path.
+        """
+        before = _warm_recordings(self.model, self.inputs)
+        edit = self._widen(self.model, sites, draw)
+        try:
+            after = _warm_recordings(self.model, self.inputs)
+        except Exception as error:
+            return _failed(error)
+        finally:
+            edit.undo()
+        for found, *runs in zip(_differences(before, after, edit), after, before, strict=True):
+            if found is not None:
+                places = next((run.places for run in runs if len(run.places) > found.call), [None])
+                return Outcome(found.text, location=places[min(found.call, len(places) - 1)])
+        return None
+
+    def _brighten(self, hidden: Sequence[tuple[GrowthSite, float]]) -> bool:
+        """Make hidden branches of the copy stronger, for good; not where it can bear no such weights."""
+        saved = brighten(self.model, hidden)
+        try:
+            self._look()
+        except ModelError:
+            for tensor, values in saved:
+                tensor.data = values
+            self._look()
+            return False
+        return bool(saved)
+
+    def _widen(self, model: nn.Module, sites: Sequence[GrowthSite], draw: int) -> Edit:
+        # unequal numbers: widths that are tied behind the graph's back must not stay equal, or in proportion, by chance
+        units = [(site, trial_units(site) + number % 3) for number, site in enumerate(sites)]
+        growths = [Growth(site, num, _random(model, site, num, draw)) for site, num in units]
+        return grow(model, growths)
+
+
+def _random(model: nn.Module, site: GrowthSite, num_new: int, draw: int) -> Extension:
+    """Gaussian new slices everywhere but where they must be silent."""
+    generator = torch.Generator().manual_seed(draw)
+    values = {}
+    for edit in site.tensor_edits(num_new):
+        if edit.kind != "parameter" or edit.pass_through:
+            continue
+        tensor = lookup(model, edit.names[0], edit.kind)
+        for dim, index in enumerate(edit.index_maps):
+            if index is None or dim in edit.silent_dims:
                 continue
-            for dim, index in enumerate(edit.index_maps):
-                if index is None or (dim in edit.silent_dims and not wrong):
-                    continue
-                shape = list(tensor.shape)
-                shape[dim] = int((index < 0).sum())
-                values[edit.names[0], dim] = torch.randn(shape, generator=generator).to(tensor) * 0.1
-        return Extension(values)
+            shape = list(tensor.shape)
+            shape[dim] = int((index < 0).sum())
+            values[edit.names[0], dim] = torch.randn(shape, generator=generator).to(tensor) * 0.1
+    return Extension(values)
 
 
-def _second_look(model: nn.Module, inputs: Inputs) -> tuple[Inputs, Observation]:
+def _first_look(model: nn.Module, inputs: Inputs) -> tuple[_Look, list[Recording]]:
+    """The example, and a recording per mode; none where the model does not bear to be recorded."""
+    recorded = Recorded(inputs.args, inputs.kwargs)
+    try:
+        return replace(_Look.at(model, recorded, Faintness()), inputs=inputs), recorded.runs
+    except Exception:  # an operation that bears no mode of torch's around it, or else the model's own failure
+        try:
+            return _Look.at(model, inputs, Faintness()), []
+        except Exception as error:  # a user's forward may raise anything
+            text = f"{type(error).__name__}: {_first_line(error)}"
+            raise ModelError(f"the model must run on the example, got {text}; give a batch that fits") from error
+
+
+def _second_look(model: nn.Module, inputs: Inputs, faintness: Faintness) -> _Look:
     """Other values in a batch of another size; of the same size where the model itself is bound to one."""
     larger = inputs.moved().one_more()
     try:
-        return larger, observe(model, larger)
+        look = _Look.at(model, larger, faintness)
     except Exception:  # whatever a user's forward raises for a batch size that it does not expect
-        return inputs.moved(), observe(model, inputs.moved())
+        larger = inputs.moved()
+        look = _Look.at(model, larger, faintness)
+    return look if look.is_finite else _Look.at(model, larger, Faintness())
 
 
-def _learns(gradients: Sequence[Tensor]) -> bool:
-    """Whether the gradients of new entries are finite, and not all zero."""
-    return all(bool(g.isfinite().all()) for g in gradients) and any(bool(g.any()) for g in gradients)
+def _differences(before: Sequence[Recording], after: Sequence[Recording], edit: Edit) -> list[Difference | None]:
+    """Per mode, where the calls part by more than the eps that the edit itself changed."""
+    changes: dict[tuple[str, str], Change] = {}
+    for change in (one for record in edit.records for one in record.attributes):
+        if isinstance(change.old, float):
+            first = changes.get((change.module, change.name), (change.old, change.old))[0]
+            changes[change.module, change.name] = first, float(change.new)
+    eps = set(changes.values())
+    return [first_difference(old, new, eps) for old, new in zip(before, after, strict=True)] if before else []
+
+
+def _warm_recordings(model: nn.Module, inputs: Inputs) -> list[Recording]:
+    """With lines, of a model that has run already and kept what it keeps; one recording per mode."""
+    recorded = Recorded(inputs.args, inputs.kwargs, places=True)
+    with untouched(model):
+        for training in (False, True):
+            model.train(training)
+            with torch.no_grad(), isolated(0):
+                inputs.call(model)
+        observe(model, recorded)
+    return recorded.runs
 
 
 def trial_units(site: GrowthSite) -> int:
     """A quarter; at least 4 where a unit is one channel, for a single one may be silent by chance."""
     single = len(site.atoms) == 1 and site.width > 4
     return max(4 if single else 1, site.width // 4)
+
+
+def _changed(worst: float) -> Outcome:
+    return Outcome(f"widening it changes the outputs by {worst:.1e} of their size", worst)
 
 
 def _failed(error: BaseException) -> Outcome:
@@ -214,78 +305,8 @@ ADVICE = {
 }
 """What to do about errors that sizes written into a forward lead to."""
 
-_NOT_THE_USERS = (torch.__path__[0], str(Path(__file__).parent), "<")
+_NOT_THE_USERS = (torch.__path__[0], str(Path(__file__).parent), str(Path(__file__).parents[1] / "graph"), "<")
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:160]
-
-
-@contextmanager
-def scratch_copy(model: nn.Module, inputs: Inputs) -> Iterator[nn.Module]:
-    """A perturbed copy to try things on; where a model cannot be copied, itself, put back to the last bit."""
-    try:
-        clone = copy_of(model)
-    except Exception:
-        with _borrowed(model):
-            _perturb(model, inputs)
-            yield model
-        return
-    clone.zero_grad()
-    _perturb(clone, inputs)
-    yield clone
-
-
-@contextmanager
-def _borrowed(model: nn.Module) -> Iterator[None]:
-    tensors = [*model.parameters(), *model.buffers()]
-    saved = [(tensor, tensor.data, tensor.grad) for tensor in tensors]
-    for tensor in tensors:
-        tensor.data = tensor.data.clone()
-    try:
-        yield
-    finally:
-        for tensor, values, gradient in saved:
-            tensor.data, tensor.grad = values, gradient
-
-
-@torch.no_grad()
-def _perturb(model: nn.Module, inputs: Inputs) -> None:
-    """Move all weights a little: a model full of zeros (zero-initialised residual branches) would pass any check.
-
-    The running statistics of norms are set to those of the batch, and moved too: with the ones of a new model, what
-    the first layers do may be lost on the way.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator).to(like)
-
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.add_(0.02 * noise(parameter))
-    _calibrate(model, inputs)
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.add_(0.05 * noise(buffer))
-        elif name.endswith("running_var"):
-            buffer.mul_(1.0 + 0.2 * noise(buffer).tanh())
-
-
-def _calibrate(model: nn.Module, inputs: Inputs) -> None:
-    """One pass in train mode in which running statistics forget what was."""
-    norms = [(module, module.momentum) for module in model.modules() if isinstance(module, _NormBase)]
-    modes = [(module, module.training) for module in model.modules()]
-    if not norms:
-        return
-    try:
-        for norm, _ in norms:
-            norm.momentum = 1.0
-        model.train()
-        with attributes_kept(model), isolated(0), contextlib.suppress(Exception):  # Trial reports what fails
-            inputs.call(model)
-    finally:
-        for norm, momentum in norms:
-            norm.momentum = momentum
-        for module, training in modes:
-            module.training = training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,14 @@ from torch.utils import _pytree as pytree
 
 from growkit.errors import SurgeryError
 from growkit.graph import GrowthSite, structure_of
-from growkit.surgery.attributes import restore_attributes, set_attributes
+from growkit.graph.holdings import REGISTRIES
+from growkit.surgery.attributes import holders_of, read_attribute, restore_attributes, set_attributes
+from growkit.surgery.holders import Rebinding, own_copies
 from growkit.surgery.records import AttributeChange, EditRecord
 from growkit.surgery.tensors import replace_data
+
+if TYPE_CHECKING:
+    from growkit.surgery.caches import Emptied
 
 __all__ = ["Edit", "UndoLog"]
 
@@ -31,6 +36,7 @@ class Edit:
         self._logs: Sequence[UndoLog] | None = logs
         self._shapes = [(tensor, tensor.shape) for log in logs for tensor, _, _ in log.tensors]
         self._structures = [structure_of(log.model) for log in logs]
+        self._numbers = [_numbers_of(log) for log in logs]
         self._begun = False
 
     @property
@@ -45,14 +51,27 @@ class Edit:
             raise ValueError(f"record is for edits of one site, this one has {len(self.records)}; use records")
         return self.records[0]
 
+    def _check_numbers(self) -> None:
+        for log, numbers in zip(self._logs or (), self._numbers, strict=True):
+            for (module, name), value in numbers.items():
+                now = _number(log.model, module, name)
+                if now != value:
+                    raise SurgeryError(
+                        f"edits are undone last first, and {name} of {module or 'the model'} is {now!r} where the edit "
+                        f"left {value!r}: a later one changed it too, and must be undone first; or set it back"
+                    )
+
     def undo(self) -> None:
         """Restore, in place, every tensor, attribute, optimizer state and site width that the edit changed.
+
+        An object that held a changed number, such as a configuration, becomes the one it was before the edit; what was
+        written since to the copy that the model had meanwhile is lost.
 
         Optimizer state that came up only after the edit, for a parameter that the edit changed, starts anew: it has the
         wrong shape. An undo that was interrupted may be asked for again.
 
         Raises:
-            SurgeryError: the edit was undone already, or a later edit of the same tensors was not.
+            SurgeryError: the edit was undone already, or a later edit of the same tensors or attributes was not.
         """
         if self._logs is None:
             raise SurgeryError("an edit can be undone once, and this one has been")
@@ -60,6 +79,8 @@ class Edit:
             raise SurgeryError("edits are undone last first, and a later one changed the same tensors; undo that first")
         if not self._begun and self._structures != [structure_of(log.model) for log in self._logs]:
             raise SurgeryError("edits are undone last first, and modules were added or removed since; undo that first")
+        if not self._begun:
+            self._check_numbers()
         self._begun = True
         for log in reversed(self._logs):
             log.roll_back()
@@ -74,7 +95,9 @@ class UndoLog:
     tensors: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)
     states: list[tuple[torch.optim.Optimizer, nn.Parameter, dict[str, Any] | None]] = field(default_factory=list)
     attributes: list[AttributeChange] = field(default_factory=list)
-    caches: list[tuple[dict[Any, Any], dict[Any, Any]]] = field(default_factory=list)
+    bound: list[Rebinding] = field(default_factory=list)
+    caches: list[tuple[Any, Any]] = field(default_factory=list)
+    emptied: list[tuple[dict[str, Any], str, Any]] = field(default_factory=list)
     widths: list[tuple[GrowthSite, int]] = field(default_factory=list)
 
     def replace(self, tensor: Tensor, values: Tensor) -> None:
@@ -82,6 +105,11 @@ class UndoLog:
         replace_data(tensor, values)
 
     def set(self, changes: Sequence[AttributeChange]) -> None:
+        """Make changes; objects that hold the numbers for modules are exchanged for copies of the model's own first."""
+        for rebinding in own_copies(self.model, holders_of(self.model, changes)):
+            self.bound.append(rebinding)
+            attributes, name, _, new = rebinding
+            attributes[name] = new
         for change in changes:
             self.attributes.append(change)  # first, for an interrupt may come between
             try:
@@ -90,13 +118,27 @@ class UndoLog:
                 self.attributes.pop()
                 raise
 
-    def clear_caches(self) -> None:
-        """Empty dictionaries of tensors that modules keep beside their state: what was derived has an old size."""
+    def clear_caches(self, found: Sequence[Emptied] = ()) -> None:
+        """Empty what modules keep of tensors beside their state, where they make it again: it has an old size.
+
+        Args:
+            found: caches that a trial found; dictionaries of tensors with a history were derived from weights anyway.
+        """
         for module in self.model.modules():
             for name, value in vars(module).items():
-                if name not in _REGISTRIES and type(value) is dict and _all_tensors(value):
-                    self.caches.append((value, dict(value)))
-                    value.clear()
+                if name not in REGISTRIES and type(value) is dict and _all_derived(value):
+                    self._clear(value)
+        for cache in found:
+            value = cache.attributes[cache.name]
+            if cache.how == "clear":
+                self._clear(value)
+            else:
+                self.emptied.append((cache.attributes, cache.name, value))
+                cache.apply()
+
+    def _clear(self, value: Any) -> None:
+        self.caches.append((value, value.copy()))
+        value.clear()
 
     def remember(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
         # copies: an optimizer counts its steps in place
@@ -121,16 +163,17 @@ class UndoLog:
                 optimizer.state[parameter] = state
         for cache, content in self.caches:
             cache.clear()
-            cache.update(content)
+            cache.extend(content) if isinstance(cache, list) else cache.update(content)
+        for attributes, name, value in self.emptied:
+            attributes[name] = value
         for site, width in reversed(self.widths):
             site.resize(width)
         restore_attributes(self.model, self.attributes)
+        for attributes, name, old, _ in reversed(self.bound):
+            attributes[name] = old
 
 
-_REGISTRIES = frozenset(vars(nn.Module()))
-
-
-def _all_tensors(values: dict[Any, Any]) -> bool:
+def _all_derived(values: dict[Any, Any]) -> bool:
     return bool(values) and all(isinstance(value, Tensor) and not value.is_leaf for value in values.values())
 
 
@@ -140,3 +183,16 @@ def _forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
     if isinstance(optimizer, torch.optim.SGD) and dropped.get("momentum_buffer") is not None:
         # torch's fused SGD fails where some of its parameters have momentum and others none yet; 0 is the same as none
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.data)
+
+
+def _numbers_of(log: UndoLog) -> dict[tuple[str, str], Any]:
+    """The attributes that an edit changed as they are now, by module and path."""
+    places = dict.fromkeys((change.module, change.name) for change in log.attributes)
+    return {place: _number(log.model, *place) for place in places}
+
+
+def _number(model: nn.Module, module: str, name: str) -> Any:
+    try:
+        return read_attribute(model, module, name)
+    except (AttributeError, LookupError):  # what held it is gone
+        return None

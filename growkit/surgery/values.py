@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from growkit.graph import Centre, LiftGain, Scale, Silence, ValueEdit
+from growkit.graph import Average, Centre, LiftGain, Scale, Silence, ValueEdit
 
-__all__ = ["edited", "lookup"]
+__all__ = ["Directory", "edited", "lookup"]
 
 SMALLEST_GAIN = 0.1  # of the root mean square: dividing by less would make weights that no longer train like the others
 
@@ -15,6 +15,35 @@ SMALLEST_GAIN = 0.1  # of the root mean square: dividing by less would make weig
 def lookup(model: nn.Module, name: str, kind: str) -> Tensor:
     """The parameter or buffer called `name`."""
     return model.get_parameter(name) if kind == "parameter" else model.get_buffer(name)
+
+
+class Directory:
+    """The modules of a model by all their names, and the tensors they own; valid until modules are added or removed.
+
+    What `lookup` finds step by step is found at once, which counts where thousands of tensors change.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+
+    def find(self, name: str, kind: str) -> Tensor | None:
+        """The parameter or buffer called `name`, None if there is none."""
+        owner, _, last = name.rpartition(".")
+        module = self.modules.get(owner)
+        if module is None:
+            return None
+        return (module._parameters if kind == "parameter" else module._buffers).get(last)
+
+    def __getitem__(self, key: tuple[str, str]) -> Tensor:
+        """The tensor of that name and kind.
+
+        Raises:
+            KeyError: there is none.
+        """
+        tensor = self.find(*key)
+        if tensor is None:
+            raise KeyError(key)
+        return tensor
 
 
 def edited(model: nn.Module, tensor: Tensor, edit: ValueEdit) -> Tensor:
@@ -26,6 +55,8 @@ def edited(model: nn.Module, tensor: Tensor, edit: ValueEdit) -> Tensor:
         return values.mul_(edit.factor) if edit.rows is None else _scale_rows(values, edit)
     if isinstance(edit, LiftGain):
         return _lifted(values)
+    if isinstance(edit, Average):
+        return _averaged(model, values, edit)
     return _centred(model, values, edit)
 
 
@@ -44,6 +75,20 @@ def _centred(model: nn.Module, values: Tensor, edit: Centre) -> Tensor:
     gain = model.get_parameter(edit.gain).data
     written = exact * gain.double().reshape(view)
     return ((written - written.mean(edit.dim, keepdim=True)) / _lifted(gain).double().reshape(view)).to(values.dtype)
+
+
+def _averaged(model: nn.Module, values: Tensor, edit: Average) -> Tensor:
+    """In float64, as `_centred`."""
+    new = torch.from_numpy(edit.rows).to(values.device)
+    old = torch.ones(values.shape[edit.dim], dtype=torch.bool, device=values.device).index_fill_(0, new, False)
+    written = values.double()
+    if edit.gain is None:
+        mean = written.movedim(edit.dim, 0)[old].mean(0, keepdim=True)
+        return values.index_copy_(edit.dim, new, mean.expand(len(new), *mean.shape[1:]).movedim(0, edit.dim).to(values))
+    gain = model.get_parameter(edit.gain).data.double().reshape(-1, *[1] * (values.dim() - 1))
+    units = written.movedim(edit.dim, 0)
+    mean = (units[old] * gain[old]).mean(0, keepdim=True) / gain[new]
+    return values.index_copy_(edit.dim, new, mean.movedim(0, edit.dim).to(values))
 
 
 def _lifted(gain: Tensor) -> Tensor:

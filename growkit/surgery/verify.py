@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from growkit.device import exact_arithmetic
-from growkit.graph import attributes_kept, output_tensors
+from growkit.errors import ModelError
+from growkit.graph import attributes_kept, output_tensors, outside_inference_mode, values_kept
 from growkit.rng import isolated
 from growkit.surgery.dropout import WithoutDropout
 from growkit.surgery.tensors import grow_values, is_new
@@ -109,40 +110,41 @@ class FunctionChange:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back buffers, train/eval modes and torch's random state after a block, whatever it ran.
+def untouched(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Put back after a block, whatever it ran, all that a model holds, and the global random states.
 
-    A buffer comes back as the object it was, also where the model's code put another tensor in its place.
+    That is parameters and buffers (as the objects and with the values they were, also where the model's code put
+    others in their place), train/eval modes, plain attributes and what they hold. Gradients stay as the block left
+    them.
+
+    Yields:
+        A list that afterwards holds the tensors whose values are lost: no torch operation wrote to them.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    try:
-        with attributes_kept(model), isolated():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer
-                buffer.copy_(value)
+    with isolated(), attributes_kept(model) as held, values_kept(held.tensors, at_once=model.buffers()) as lost:
+        yield lost
 
 
+@outside_inference_mode()
 def observe(model: nn.Module, inputs: Inputs, *, seed: int = 0) -> Observation:
-    """Run `model` on `inputs` in both modes, without gradients; its state, mode and random streams are as before."""
+    """Run `model` on `inputs` in both modes, without gradients; all it holds and all random streams are as before.
+
+    Raises:
+        ModelError: the forward wrote to a tensor of the model behind torch's back, so that it cannot be put back.
+    """
 
     def run(training: bool) -> list[Tensor]:
         model.train(training)
         with torch.no_grad(), exact_arithmetic(), isolated(seed), WithoutDropout():
             return [_at_least_fp32(output.detach()) for output in inputs.call(model)]
 
-    with untouched(model):
-        return Observation(eval=run(False), train=run(True))
+    with untouched(model) as lost:
+        seen = Observation(eval=run(False), train=run(True))
+    if lost:
+        raise ModelError(
+            f"a forward must write to its tensors with torch operations, but one of shape {tuple(lost[0].shape)} was "
+            "written to in another way and cannot be put back; compiled code does so: grow the model before compiling"
+        )
+    return seen
 
 
 def _at_least_fp32(output: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ FUNCTIONS = {
 }  # fmt: skip
 
 ACTIVATIONS = {
-    name: vector(lambda m, h, f=function: f(h), 8 if name != "type_as" else "has single entries taken by select")
+    name: vector(lambda m, h, f=function: f(h), 8 if name != "type_as" else "is taken apart by number (select")
     for name, function in FUNCTIONS.items()
 }
 

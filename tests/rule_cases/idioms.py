@@ -105,7 +105,7 @@ IDIOMS = {
         lambda m, h: m.w(h) + h @ m.u @ m.d, {"a": 8, "w": 5, "u": 3}, w=lambda: nn.Linear(8, 5), u=weight(8, 3),
         d=weight(3, 5),
     ),
-    "pixel_norm": image(_pixel_norm, "sum runs over it"),
+    "pixel_norm": image(_pixel_norm, 8),
     "instance_statistics": image(_instance_statistics, 8),
     "blur": image(_blur, 8),
     "linear_recurrence": tokens(_states, 8, g=weight(8)),

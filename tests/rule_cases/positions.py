@@ -98,7 +98,7 @@ REDUCTIONS = {
     "log_softmax": vector(lambda m, h: h.log_softmax(1), "log_softmax runs over it"),
     "softmax_positions": tokens(lambda m, h: h.softmax(1), 8),
     "channel_attention": pair(lambda m, h, g: h * g.softmax(1), {"a": "softmax runs over it"}),
-    "normalize": vector(lambda m, h: F.normalize(h, dim=1), RUNS),
+    "normalize": vector(lambda m, h: F.normalize(h, dim=1), 8),
     "normalize_positions": tokens(lambda m, h: F.normalize(h, dim=1), 8),
     "cosine": pair(lambda m, h, g: F.cosine_similarity(h, g)[:, None], "cosine_similarity runs over it"),
     "cosine_positions": tokens2(lambda m, h, g: F.cosine_similarity(h, g, dim=1), 8),

@@ -140,7 +140,7 @@ REGIONS = {
     "map": vector(_map, "goes through torch's control flow (map"),
     "vmap": vector(lambda m, h: torch.vmap(m.w)(h), {"a": "_add_batch_dim"}, w=lambda: nn.Linear(8, 5)),
     "assertions": vector(lambda m, h: (torch._assert(h.shape[0] > 0, "batch"), h)[1], 8),
-    "item": vector(lambda m, h: h * h.mean(0).sum().detach(), "sum runs over it"),
+    "item": vector(lambda m, h: h * h.mean(0).sum().detach(), 8),
 }  # fmt: skip
 
 

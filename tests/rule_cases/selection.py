@@ -122,7 +122,7 @@ def _put(h: Tensor, *index, value) -> Tensor:
 
 
 WRITES = {
-    "set_first": vector(lambda m, h: _set_first(h), "has single entries taken by select"),
+    "set_first": vector(lambda m, h: _set_first(h), "is taken apart by number (select"),
     "set_step": vector(lambda m, h: _set_step(h), PICKED),
     "set_front": vector(_add_front, {"a": 4}, k=lambda: 4),
     "set_token": tokens2(_set_token, 8),

@@ -51,7 +51,7 @@ JOINS = {
     "vstack": pair(lambda m, h, g: torch.vstack([h, g]), 8),
     "dstack": pair(lambda m, h, g: torch.dstack([h, g]).flatten(1), 8),
     "column_stack": pair(
-        lambda m, h, g: torch.column_stack([h, g, h[:, 0]]), {"a": "has single entries taken", "c": 8},
+        lambda m, h, g: torch.column_stack([h, g, h[:, 0]]), {"a": "is taken apart by number", "c": 8},
     ),
     "broadcast_tensors": vector(lambda m, h: torch.mul(*torch.broadcast_tensors(h, h.new_ones(1, 1))), 8),
     "meshgrid": vector(

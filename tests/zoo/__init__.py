@@ -8,6 +8,7 @@ from . import (
     decoders,
     encoders,
     generative,
+    hybrids,
     idioms,
     layers,
     llama,
@@ -22,6 +23,7 @@ __all__ = ["ZOO", "Entry"]
 
 _FAMILIES = (
     decoders, llama, encoders, attention, convolution, topology, sequence, generative, sets, layers, sizes, idioms,
+    hybrids,
 )  # fmt: skip
 
 ZOO: dict[str, Entry] = {entry.name: entry for family in _FAMILIES for entry in family.ENTRIES}

@@ -339,9 +339,9 @@ ENTRIES = (
         "perceiver",
         Perceiver,
         image,
-        grows=(("ff.0", 44), ("embed", 18), ("to_q", 3), ("to_q", 8)),
-        refused={"to_out": "read by norms and by linear"},
-        notes="query and value sizes grow together, for key and value are equal chunks; the head reads the latents too",
+        grows=(("ff.0", 44), ("embed", 18), ("to_q", 3), ("to_q", 8), ("to_out", 20)),
+        notes="query and value sizes grow together, for key and value are equal chunks; the head and to_q read the "
+        "latents beside the norm, so new channels carry the mean",
     ),
     Entry(
         "linear attention",
@@ -363,8 +363,9 @@ ENTRIES = (
         "gmlp",
         GMLP,
         image,
-        refused={"fc1": "read by norms and by mul", "stem": "read by norms and by linear"},
+        grows=(("stem", 24),),
+        refused={"fc1": "read by norms and by mul"},
         notes="fc1's second half goes through gelu into the norm: neither centred nor zero; the stream is read by mean "
-        "and head beside the norm",
+        "and head beside the norm, which new channels with the mean allow",
     ),
 )

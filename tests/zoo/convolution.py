@@ -233,6 +233,34 @@ class ShuffleNet(nn.Module):
         return self.fc(self.last(self.units(self.stem(x))).mean([2, 3]))
 
 
+class GroupedKernels(nn.ModuleDict):
+    """Convolutions side by side on shares of the channels, whose sizes stand in a list."""
+
+    def __init__(self, inp: int, out: int, kernels: list[int], *, depthwise: bool = False):
+        super().__init__()
+        share, made = inp // len(kernels), out // len(kernels)
+        self.splits = [share] * len(kernels)
+        for i, kernel in enumerate(kernels):
+            groups = share if depthwise else 1
+            self.add_module(str(i), nn.Conv2d(share, made, kernel, padding=kernel // 2, groups=groups, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.split(x, self.splits, 1)
+        return torch.cat([conv(part) for conv, part in zip(self.values(), parts, strict=True)], 1)
+
+
+class MixedKernels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.expand, self.bn = conv_bn(3, 8), GroupedKernels(8, 16, [1, 1]), nn.BatchNorm2d(16)
+        self.depthwise = GroupedKernels(16, 16, [1, 3, 5, 7], depthwise=True)
+        self.project, self.fc = GroupedKernels(16, 8, [1, 1]), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.expand(self.stem(x))))
+        return self.fc(self.project(F.relu(self.depthwise(x))).mean((2, 3)))
+
+
 ENTRIES = (
     Entry(
         "unet, transposed",
@@ -300,5 +328,12 @@ ENTRIES = (
         image,
         grows=(("last.0", 16), ("units.*.branch.0.0", 6)),
         notes="both halves are one width after the second shuffle; the expand width of a branch is its own",
+    ),
+    Entry(
+        "mixed kernels",
+        MixedKernels,
+        lambda: image(8),
+        grows=(("stem.0", 4), ("expand.*", 4), ("project.*", 4)),
+        notes="the entry of a list of sizes that follows is the one at the place of the split, not any equal one",
     ),
 )

@@ -102,12 +102,23 @@ class Flagged:
 
 @dataclass(frozen=True)
 class Literal:
-    """A number that the user's code passed to an operation and that equals the size of `dim`."""
+    """A number that the user's code passed to an operation and that equals the size of `dim`.
+
+    Attributes:
+        op: the operation.
+        dim: whose size it is.
+        owners: the modules whose forward runs the operation, innermost first.
+        location: the user's "file:line".
+        among: the list that it was passed in, if its entries are sizes of neighbours.
+        position: where in that list.
+    """
 
     op: str
     dim: Dim
     owners: tuple[str, ...]
     location: str | None
+    among: tuple[int, ...] = ()
+    position: int = 0
 
 
 class Call:
@@ -127,7 +138,7 @@ class Call:
         self.location = location_of(node)
         value = node.meta.get("val")
         self.num_outputs = len(value) if isinstance(value, (tuple, list)) else 1
-        self.shape = shape_of(value[0] if isinstance(value, (tuple, list)) else value)
+        self.shape = shape_of(next(iter(value), None) if isinstance(value, (tuple, list)) else value)
         schema = getattr(node.target, "_schema", None)
         given = dict(enumerate(node.args))
         self._arguments: dict[str, Any] = {
@@ -208,10 +219,30 @@ class Context:
         """The two dimensions are one and the same."""
         unify(first, second, self.call.location if self.call else None)
 
-    def literal(self, dim: Dim, value: Any) -> None:
-        """The user's code passes the number `value` for the size of `dim`."""
+    def literal(self, dim: Dim, value: Any, among: Sequence[int] = (), position: int = 0) -> None:
+        """The user's code passes the number `value`, perhaps at a position of a list, for the size of `dim`."""
         if self.call is not None and isinstance(value, int) and value == size(dim) > 1:
-            self.literals.append(Literal(self.call.name, dim, owners_of(self.call.node), self.call.location))
+            owners = self._around(self.call.node)
+            self.literals.append(Literal(self.call.name, dim, owners, self.call.location, tuple(among), position))
+
+    def _around(self, node: Node) -> tuple[str, ...]:
+        """The modules whose forward runs a node, innermost first.
+
+        What does not depend on the input may be made by a method that another module calls, which no trace tells. So
+        the modules that own the tensors it is made of stand before those whose forward it is.
+        """
+        running = owners_of(node)
+        if node in self.depends_on_input:
+            return running
+        owners, todo, seen = [], [node], {node}
+        while todo:
+            one = todo.pop()
+            if one.op == "placeholder" and (view := self.weights.get(one)) is not None:
+                owners.append(view.tensor.names[0].rpartition(".")[0])
+            new = [source for source in one.all_input_nodes if source not in seen]
+            seen.update(new)
+            todo += new
+        return tuple(dict.fromkeys([*(owner for owner in owners if owner not in running), *running]))
 
     def count(self, *dims: Dim) -> None:
         """Count the multiplications of a contraction: one for each index of the dimensions."""

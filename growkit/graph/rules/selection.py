@@ -50,7 +50,7 @@ def select(ctx: Context, call: Call) -> Value:
     """Single entries along `dim`: their number is part of the code."""
     dims = ctx.dims(call.first)
     axis = call["dim"] % len(dims)
-    ctx.pin(dims[axis], f"has single entries taken by {call.name}")
+    ctx.pin(dims[axis], f"is taken apart by number ({call.name}: x[0], x[1], ...)")
     rest = (*dims[:axis], *dims[axis + 1 :])
     follow = follow_part if call.name == "select" else follow_items
     follow(ctx, call, lambda view: (*view.positions[:axis], *view.positions[axis + 1 :]))

@@ -72,8 +72,8 @@ def split_(ctx: Context, call: Call) -> list[Value]:
         for i, bound in enumerate(given):
             ctx.literal(Sum(pieces[: i + 1]), bound)
     else:
-        for piece, width in zip(pieces, given, strict=True):
-            ctx.literal(piece, width)
+        for i, (piece, width) in enumerate(zip(pieces, given, strict=True)):
+            ctx.literal(piece, width, given, i)
     result: list[Value] = [(*dims[:axis], piece, *dims[axis + 1 :]) for piece in pieces]
     follow_items(ctx, call, lambda view: view.positions)
     return result

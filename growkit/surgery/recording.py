@@ -1,0 +1,201 @@
+"""What a forward calls, in order, and the numbers that it passes: does a width act as a number anywhere?
+
+Outputs that stay on a batch prove nothing for a number that acts on other inputs only, such as the bound of a clamp.
+So the calls of two forwards are compared as well, at the old widths and at the new ones. Sizes may differ: they are
+what grew. Numbers in products may: those act on every input. No other number may, nor may the path.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from growkit.surgery.verify import Inputs
+
+__all__ = ["Change", "Difference", "Recorded", "Recording", "first_difference"]
+
+ROUNDING = 1e-3  # numbers that depend on data are equal up to rounding; a size that grew by a quarter is not
+
+_ANOTHER_PATH = "the forward takes another path at another width"
+
+Change = tuple[float, float]
+"""A number at the old and at the new widths."""
+
+
+@dataclass
+class Recording:
+    """The calls of a forward.
+
+    Attributes:
+        calls: the functions of torch that the code calls, and per call the operations that it leads to, each with the
+            numbers that it passes.
+        places: the user's "file:line" of each call, where asked for.
+    """
+
+    calls: list[tuple[str, list[tuple[OpOverload, tuple[float | None, ...]]]]] = field(default_factory=list)
+    places: list[str | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two recordings part.
+
+    Attributes:
+        call: the position of the call.
+        text: what differs, for a sentence that begins with the site.
+    """
+
+    call: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Recorded(Inputs):
+    """Inputs that record every call of a model with them.
+
+    Attributes:
+        places: whether to find the lines, which takes time.
+        runs: one recording per call.
+    """
+
+    places: bool = False
+    runs: list[Recording] = field(default_factory=list)
+
+    def call(self, model: nn.Module) -> list[Tensor]:
+        found = Recording(calls=[("", [])], places=[None])
+        with _Operations(found), _Functions(found, self.places):
+            outputs = super().call(model)
+        self.runs.append(found)
+        return outputs
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, found: Recording, places: bool):
+        super().__init__()
+        self.found, self.places = found, places
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name != "__get__":  # attributes of tensors, such as the shape, compute nothing
+            self.found.calls.append((name, []))
+            if self.places:
+                self.found.places.append(_place())
+        return func(*args, **(kwargs or {}))
+
+
+class _Operations(TorchDispatchMode):
+    supports_higher_order_operators = True
+
+    def __init__(self, found: Recording):
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        given = kwargs or {}
+        result = func(*args, **given)
+        if isinstance(func, OpOverload):
+            self.found.calls[-1][1].append((func, _numbers(func, args, given, result)))
+        return result
+
+
+_PRODUCTS = frozenset({
+    "mul", "div", "true_divide", "lerp", "addcmul", "addcdiv", "addmm", "addmv", "addbmm", "baddbmm",
+})  # fmt: skip
+"""A number in one of these acts on every input, so outputs that stay say that it is right."""
+
+_SUMS = frozenset({"add", "sub", "rsub"})
+_SIZES_AS_SCALARS = frozenset({"arange"})
+_WHOLE_NUMBERS = frozenset({"diagonal", "k", "shifts"})
+"""Whole numbers that are no sizes, by the name of the argument."""
+
+
+@functools.cache
+def _places_of_numbers(func: OpOverload) -> tuple[tuple[int, str, bool], ...]:
+    """Position, name and "may be a tensor too" of the arguments that are numbers and not sizes."""
+    name = _base(func)
+    if name in _PRODUCTS | _SIZES_AS_SCALARS or name.startswith(("_scaled_dot_product", "_local_scalar")):
+        return ()
+    gates = torch.Tag.pointwise in func.tags and name not in _SUMS
+    found = []
+    for position, argument in enumerate(func._schema.arguments):
+        kind = str(argument.type).removeprefix("Optional[").removesuffix("]")
+        if kind in ("number", "Scalar", "float") or (kind == "int" and argument.name in _WHOLE_NUMBERS):
+            found.append((position, argument.name, False))
+        elif kind == "Tensor" and torch.Tag.pointwise in func.tags:
+            found.append((position, argument.name, gates))
+    return tuple(found)
+
+
+def _base(func: OpOverload) -> str:
+    return func._schema.name.rpartition("::")[2].rstrip("_")
+
+
+def _numbers(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> tuple[float | None, ...]:
+    """The numbers of one operation; none where it only reckons with numbers that are kept in tensors of one entry."""
+    places = _places_of_numbers(func)
+    if not places or not _matters(func, args, result):
+        return ()
+    found: list[float | None] = []
+    for position, name, gate in places:
+        value = args[position] if position < len(args) else kwargs.get(name)
+        if isinstance(value, Tensor):
+            value = value.item() if gate and value.numel() == 1 and not value.is_meta else None
+        found.append(float(value) if isinstance(value, (int, float)) else None)
+    return tuple(found)
+
+
+def _matters(func: OpOverload, args: Sequence[Any], result: Any) -> bool:
+    tensors = [arg for arg in args if isinstance(arg, Tensor)] or [result]
+    larger = [one for one in tensors if isinstance(one, Tensor) and one.numel() > 1]
+    return bool(larger) and (_base(func) not in _SUMS or any(one.is_floating_point() for one in larger))
+
+
+def first_difference(before: Recording, after: Recording, eps: Collection[Change] = ()) -> Difference | None:
+    """The first call that differs by more than sizes, and than the eps of norms that changed from and to `eps`."""
+    for number, ((name, ops), (other, others)) in enumerate(zip(before.calls, after.calls, strict=False)):
+        if name != other:
+            return Difference(number, f"{_ANOTHER_PATH}: {other!r} in place of {name!r}")
+        if [op for op, _ in ops] != [op for op, _ in others]:
+            continue  # torch itself chooses another way to compute the same
+        for (op, old), (_, new) in zip(ops, others, strict=True):
+            for place, a, b in zip(_places_of_numbers(op), old, new, strict=False):
+                if a is not None and b is not None and _differ(a, b) and not _is_eps(op, place[1], (a, b), eps):
+                    return Difference(number, f"its size acts as a number in {_base(op)!r}: {a:g}, then {b:g}")
+    if len(before.calls) != len(after.calls):
+        longer = max(before.calls, after.calls, key=len)
+        at = min(len(before.calls), len(after.calls))
+        return Difference(at, f"{_ANOTHER_PATH}: {longer[at][0]!r} is called or not")
+    return None
+
+
+def _differ(a: float, b: float) -> bool:
+    return not math.isclose(a, b, rel_tol=ROUNDING) and not (math.isnan(a) and math.isnan(b))
+
+
+def _is_eps(op: OpOverload, argument: str, change: Change, eps: Collection[Change]) -> bool:
+    may_be = _base(op) in _SUMS or argument == "eps"
+    return may_be and any(not _differ(a, change[0]) and not _differ(b, change[1]) for a, b in eps)
+
+
+def _place() -> str | None:
+    """The user's "file:line": the innermost frame outside torch and this package."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith(_NOT_THE_USERS):
+            return f"{path}:{frame.f_lineno}"
+        frame = frame.f_back
+    return None
+
+
+_NOT_THE_USERS = (torch.__path__[0], __file__.rpartition("/")[0], "<")

@@ -1,0 +1,152 @@
+"""What an optimizer remembers grows with its parameters, entry beside entry in memory."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from surgery_cases import OPTIMIZERS, fresh, random_fan_in, same, snapshot, train
+from torch import Tensor, nn
+
+from growkit.errors import GrowthRefused
+from growkit.surgery import Growth, align_state, grow
+from growkit.surgery.records import IndexMap
+from growkit.surgery.tensors import grow_state, grow_values, replace_data
+
+
+def pad(old: Tensor, like: Tensor, index_maps: tuple[IndexMap | None, ...]) -> Tensor:
+    """A grown state by hand, entry by entry of the index map."""
+    grown = torch.zeros(like.shape, dtype=old.dtype)
+    maps = [np.arange(n) if index is None else index for n, index in zip(like.shape, index_maps, strict=True)]
+    kept = np.ix_(*[np.flatnonzero(index >= 0) for index in maps])
+    source = np.ix_(*[index[index >= 0] for index in maps])
+    grown[tuple(torch.from_numpy(i) for i in kept)] = old[tuple(torch.from_numpy(i) for i in source)]
+    return grown
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["flatten to linear", "conv and batch norm"])
+def test_optimizer_state_is_carried_and_training_goes_on(name: str, optimizer_name: str, fused: bool) -> None:
+    # float64: the gradient of a bias before batch norm is rounding alone, which Adam would blow up to a step in float32
+    model, sites, x = fresh(name, torch.float64)
+    make = OPTIMIZERS[optimizer_name]
+    optimizer = make(model.parameters(), fused)
+    train(model, optimizer, x, 3)
+    names = {p: n for n, p in model.named_parameters()}
+    before = {n: copy.deepcopy(optimizer.state[p]) for p, n in names.items()}
+
+    edit = grow(model, [Growth(sites[0], 2, random_fan_in(model, sites[0], 2))], optimizer=optimizer)
+    maps = {change.names[0]: change.index_maps for change in edit.record.tensors}
+    twin = copy.deepcopy(model)
+    reference = make(twin.parameters(), False)
+    for (n, p), (_, q) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+        for key, old in before[n].items():
+            grows = n in maps and isinstance(old, Tensor) and old.dim() > 0
+            expected = pad(old, p, maps[n]) if grows else old
+            assert torch.equal(optimizer.state[p][key], expected), (n, key)
+            reference.state[q][key] = copy.deepcopy(expected)
+
+    train(model, optimizer, x, 3)
+    train(twin, reference, x, 3)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-9, atol=1e-10)
+
+
+class Counting(torch.optim.SGD):
+    """An optimizer with memory of its own shape, which it resizes itself."""
+
+    def __init__(self, params: Any):
+        super().__init__(params, lr=0.1)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["rows"] = torch.arange(float(len(p)))
+
+    def resize_state(self, parameter: nn.Parameter, index_maps: Any) -> None:
+        index = index_maps[0]
+        if index is not None:
+            old = self.state[parameter]["rows"]
+            self.state[parameter]["rows"] = torch.cat([old, -torch.ones(int((index < 0).sum()))])
+
+
+def test_an_optimizer_that_can_resize_is_asked() -> None:
+    model, sites, _ = fresh("mlp")
+    optimizer = Counting(model.parameters())
+    edit = grow(model, [Growth(sites[0], 2)], optimizer=optimizer)
+    rows = [optimizer.state[p]["rows"].tolist() for p in model.parameters()]
+    assert rows == [[0, 1, 2, 3, 4, 5, -1, -1], [0, 1, 2, 3, 4, 5, -1, -1], [0, 1, 2], [0, 1, 2]]
+    edit.undo()
+    assert len(optimizer.state[model[0].weight]["rows"]) == 6
+
+
+def test_state_of_unknown_shape_is_refused_and_everything_rolled_back() -> None:
+    model, sites, x = fresh("mlp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, optimizer, x, 1)
+    optimizer.state[model[3].weight]["factors"] = torch.ones(7)  # the last tensor: others have grown by then
+    before = snapshot(model, optimizer)
+    with pytest.raises(GrowthRefused, match=r"got factors \(7,\) for a parameter \(3, 6\) in SGD; .* resize_state"):
+        grow(model, [Growth(sites[0], 2)], optimizer=optimizer)
+    assert same(snapshot(model, optimizer), before) and sites[0].width == 6
+
+
+@pytest.mark.parametrize("name", ["grey pointwise", "conv and batch norm", "depthwise"])
+def test_channels_last_parameters_and_state_stay_side_by_side(name: str) -> None:
+    """Fused optimizers walk parameter and state in memory order; a loop over contiguous tensors is the truth."""
+    model, sites, x = fresh(name, torch.float64)
+    plain = copy.deepcopy(model)
+    model.to(memory_format=torch.channels_last)
+    fused = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    loop = torch.optim.Adam(plain.parameters(), lr=0.01, foreach=False)
+    train(model, fused, x.to(memory_format=torch.channels_last), 2)
+    train(plain, loop, x, 2)
+    for _ in range(2):
+        width, extension = sites[0].width, random_fan_in(model, sites[0], 1)
+        grow(plain, [Growth(sites[0], 1, extension)], optimizer=loop)
+        sites[0].resize(width)
+        grow(model, [Growth(sites[0], 1, extension)], optimizer=fused)
+        for p in model.parameters():
+            assert fused.state[p]["exp_avg"].stride() == fused.state[p]["exp_avg_sq"].stride() == p.stride()
+        model.to(memory_format=torch.channels_last)  # as a run does after each event
+        align_state(fused)
+        train(model, fused, x.to(memory_format=torch.channels_last), 2)
+        train(plain, loop, x, 2)
+        for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+            assert fused.state[p]["exp_avg"].stride() == p.stride()
+            assert torch.allclose(p, q, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((3, 1, 3, 3), 1), ((1, 3, 3, 3), 0), ((4, 2, 1, 1), 1), ((2, 1, 1, 1), 0)])
+def test_state_follows_its_parameter_where_sizes_of_1_leave_the_layout_open(shape: tuple[int, ...], dim: int) -> None:
+    parameter = nn.Parameter(torch.randn(shape).to(memory_format=torch.channels_last))
+    optimizer = torch.optim.Adam([parameter])
+    state = torch.arange(float(parameter.numel())).view(shape)  # the same entries, laid out the plain way
+    optimizer.state[parameter] = {"exp_avg": state}
+    maps = tuple(np.array([*range(size), -1]) if d == dim else None for d, size in enumerate(shape))
+    old = parameter.detach().clone()
+    replace_data(parameter, grow_values(parameter.data, maps))
+    grow_state(optimizer, parameter, old.shape, maps)
+    grown = optimizer.state[parameter]["exp_avg"]
+    assert grown.stride() == parameter.stride()
+    assert torch.equal(grown.narrow(dim, 0, shape[dim]), state) and torch.equal(
+        parameter.narrow(dim, 0, shape[dim]), old
+    )
+    assert not grown.narrow(dim, shape[dim], 1).any()
+
+
+def test_an_optimizer_without_a_state_per_parameter_is_refused() -> None:
+    model, sites, x = fresh("mlp")
+    optimizer = torch.optim.LBFGS(model.parameters())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with pytest.raises(GrowthRefused, match="LBFGS"):
+        grow(model, [Growth(sites[0], 2)], optimizer=optimizer)

@@ -1,0 +1,111 @@
+"""A width that acts as a number on other inputs than those of the trial is refused: outputs that stay prove nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import growkit
+
+Middle = Callable[[Tensor], Tensor]
+
+
+class Two(nn.Module):
+    """Two hidden widths; what happens between may read the second one."""
+
+    def __init__(self, middle: Middle):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(5, 8), nn.Linear(8, 10), nn.Linear(10, 3)
+        self.middle, self.bound, self.eps = middle, torch.tensor([50.0]), 1e-5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.middle(self.second(torch.tanh(self.first(x)))))
+
+
+def verdict_of(middle: Middle) -> growkit.surgery.Verdict:
+    torch.manual_seed(0)
+    model, x = Two(middle), torch.randn(6, 5)
+    return growkit.verify_sites(model, growkit.find_sites(model, x))
+
+
+def other_path(h: Tensor) -> Tensor:
+    if h.shape[-1] > 10:
+        h = h.clamp(max=1e4)
+    return h
+
+
+NUMBERS: dict[str, Middle] = {
+    "clamp": lambda h: h.clamp(max=float(h.shape[-1])),
+    "clamp in a tensor": lambda h: torch.minimum(h, torch.tensor(float(h.shape[-1]))),
+    "where": lambda h: torch.where(h > h.shape[-1], -h, h),
+    "threshold": lambda h: F.threshold(h, -float(h.shape[-1]), 0.0),
+    "hardtanh": lambda h: F.hardtanh(h, -h.shape[-1], h.shape[-1]),
+    "full": lambda h: torch.minimum(h, torch.full_like(h, h.shape[-1])),
+    "beyond a bend": lambda h: h + torch.relu(h - h.shape[-1]),
+    "function of the size": lambda h: h.clamp(max=5 * h.shape[-1] ** 0.5),
+}
+
+
+@pytest.mark.parametrize("middle", NUMBERS.values(), ids=NUMBERS.keys())
+def test_a_size_that_acts_as_a_number_is_refused_and_no_other(middle: Middle) -> None:
+    verdict = verdict_of(middle)
+    assert [site.name for site in verdict.sites] == ["first"]
+    (refusal,) = verdict.refusals
+    assert refusal.name == "second" and "acts as a number" in refusal.reason
+    assert "test_verify_numbers.py" in str(refusal.location)
+
+
+def test_the_refusal_names_the_number_before_and_after() -> None:
+    (refusal,) = verdict_of(NUMBERS["clamp"]).refusals
+    assert "'clamp': 10, then 14" in refusal.reason
+
+
+def test_a_path_that_depends_on_the_width_is_refused() -> None:
+    verdict = verdict_of(other_path)
+    assert [site.name for site in verdict.sites] == ["first"]
+    assert "another path" in verdict.refusals[0].reason
+    assert str(other_path.__code__.co_firstlineno + 2) in str(verdict.refusals[0].location)
+
+
+SIZES: dict[str, Middle] = {
+    "view": lambda h: h.view(h.shape[0], h.shape[-1]).reshape(-1, 1, h.shape[-1])[:, 0],
+    "product undone": lambda h: h * h.shape[-1] / torch.full([], float(h.shape[-1])),
+    "mask of positions": lambda h: h * torch.ones(h.shape[-1]),
+    "number of the data": lambda h: h.clamp(max=float(h.detach().max())),
+    "number in the code": lambda h: h.clamp(max=10.0),
+}
+
+
+@pytest.mark.parametrize("middle", SIZES.values(), ids=SIZES.keys())
+def test_sizes_and_numbers_that_act_on_every_input_are_no_reason_to_refuse(middle: Middle) -> None:
+    assert verdict_of(middle).refusals == ()
+
+
+def test_a_cache_that_is_made_anew_for_another_width_is_no_other_path() -> None:
+    kept: dict[str, Tensor] = {}
+
+    class Caching(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.second(torch.tanh(self.first(x)))
+            if self.__dict__.get("ones") is None or len(self.ones) != h.shape[-1]:
+                self.ones = torch.ones(h.shape[-1])
+            return self.head(h * self.ones)
+
+    model, x = Caching(torch.tanh), torch.randn(6, 5)
+    model(x)
+    assert kept == {} and growkit.verify_sites(model, growkit.find_sites(model, x)).refusals == ()
+
+
+def test_the_verdict_says_where_it_holds_for_one_path_only() -> None:
+    class Branching(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x if float(x.sum()) > -1e9 else -x)
+
+    x = torch.randn(6, 5)
+    for kind, specialised in ((Branching, True), (Two, False)):
+        model = kind(torch.tanh)
+        assert growkit.verify_sites(model, growkit.find_sites(model, x)).path_specialised is specialised

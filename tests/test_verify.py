@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from growkit.config.models import MlpSettings
 from growkit.graph import GrowthSite, Refusal, Sites, find_sites
+from growkit.models import build_model
 from growkit.surgery import (
     Extension,
     FunctionChange,
@@ -311,3 +313,11 @@ def test_dropout_inside_torch_attention_and_recurrent_layers_is_left_out(weights
     model, inputs = Nested(), Inputs((torch.randn(2, 3, 4),))
     assert torch.equal(observe(model, inputs).train[0], observe(model, inputs, seed=1).train[0])
     assert torch.allclose(observe(model, inputs).train[0], observe(model, inputs).eval[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", [56, 62, 90, 96])
+def test_units_that_happen_to_be_silent_on_a_small_batch_are_drawn_again(seed: int):
+    torch.manual_seed(seed)
+    model = build_model(MlpSettings(hidden=(6, 5), norm="batchnorm"), (4,), 3)
+    sites = find_sites(model, torch.randn(2, 4))
+    assert len(verify_sites(model, list(sites), Inputs(*sites.graph.inputs)).sites) == len(sites) == 2

@@ -192,7 +192,9 @@ class _Walk:
             return
         for writer in written:
             self._note(node, "writers", writer)
-        passed_on = any(self._outer(source, node) for source in activations)
+        # a depthwise convolution makes every channel of its own one, and so do outer dimensions of a product
+        passed_on = bool(activations) and not any(self._reading(weight) for weight in weights)
+        passed_on = passed_on or any(self._outer(source, node) for source in activations)
         if passed_on or not written:
             self._note(node, "foreign", node)
 

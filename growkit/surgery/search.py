@@ -82,10 +82,18 @@ def _trial(stack: ExitStack, model: nn.Module, sites: Sequence[GrowthSite], inpu
 
 @dataclass
 class _Search:
-    """The strategy: all at once, then clusters of like sites, then joint sites, then one by one."""
+    """The strategy: all at once, then clusters of like sites, then joint sites, then one by one.
+
+    What must change along is looked for with glances; what they find is tried in full, and sorted once more, by trials,
+    if that fails.
+    """
 
     trial: Trial
     failures: dict[str, tuple[GrowthSite, Outcome]] = field(default_factory=dict)
+    read: dict[str, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.look = self.trial.glance
 
     def run(self, sites: list[GrowthSite]) -> Verdict:
         before = [(site, site.attributes) for site in sites]
@@ -113,12 +121,21 @@ class _Search:
         outcome = self.trial.of(sites)
         if outcome.reason is None:
             return sites, outcome
+        good = self._sorted(sites)
+        outcome = self.trial.of(good) if good else Outcome(None)
+        if outcome.reason is None:
+            return good, outcome
+        self.look = self.trial.of
+        return self._together(self._sorted(good))
+
+    def _sorted(self, sites: list[GrowthSite]) -> list[GrowthSite]:
+        """The sites that may grow with their like, joint ones among them; the others become failures."""
         good = [site for cluster in _clusters(sites) for site in self._cluster(cluster)]
-        return self._together(good + self._joined())
+        return good + self._joined()
 
     def _cluster(self, sites: list[GrowthSite]) -> list[GrowthSite]:
         """The members of a cluster of like sites that may grow; the others become failures."""
-        plain = self.trial.of(sites)
+        plain = self.look(sites)
         if plain.reason is None or self._guessed(sites).reason is None:
             return sites
         if len(sites) == 1:
@@ -136,11 +153,11 @@ class _Search:
     def _guessed(self, sites: list[GrowthSite]) -> Outcome:
         """Trials with the attributes that may have to change, until one succeeds."""
         outcome = Outcome("no attribute is known that could change along")
-        known = {site.name: site.attributes if site.settled else site.graph.carriers_of(site.atoms) for site in sites}
+        known = {site.name: self._candidates(site) for site in sites}
         for chosen in _guesses([one for site in sites for one in known[site.name]]):
             for site in sites:
                 site.attributes = _chosen(known[site.name], chosen)
-            outcome = self.trial.of(sites)
+            outcome = self.look(sites)
             if outcome.reason is None:
                 self._drop_needless(sites)
                 return outcome
@@ -148,9 +165,28 @@ class _Search:
             site.attributes = _certain(site)
         return outcome
 
+    def _candidates(self, site: GrowthSite) -> tuple[SizeAttribute, ...]:
+        """The attributes that may have to change with a site: those that the forward reads."""
+        if site.settled:
+            return site.attributes
+        carriers = site.graph.carriers_of(site.atoms)
+        new = {_place(one): one for one in carriers if not one.certain and _place(one) not in self.read}
+        self._sift([*new.values()])
+        return tuple(one for one in carriers if one.certain or self.read[_place(one)])
+
+    def _sift(self, attributes: Sequence[SizeAttribute]) -> None:
+        """Note which attributes the forward reads, by halves."""
+        read = bool(attributes) and self.trial.reads(attributes)
+        if len(attributes) < 2 or not read:
+            self.read |= {_place(one): read for one in attributes}
+            return
+        half = len(attributes) // 2
+        self._sift(attributes[:half])
+        self._sift(attributes[half:])
+
     def _alone(self, site: GrowthSite) -> Outcome:
         """A trial of one site; with its guesses if it fails without."""
-        plain = self.trial.of([site])
+        plain = self.look([site])
         if plain.reason is None:
             return plain
         guessed = self._guessed([site])
@@ -206,7 +242,7 @@ class _Search:
             before = [site.attributes for site in sites]
             for site in sites:
                 site.attributes = tuple(one for one in site.attributes if one.certain or _pattern_of(one) != name)
-            if self.trial.of(sites).reason is not None:
+            if self.look(sites).reason is not None:
                 for site, attributes in zip(sites, before, strict=True):
                     site.attributes = attributes
 
@@ -246,6 +282,11 @@ def _chosen(attributes: Sequence[SizeAttribute], patterns: frozenset[str]) -> tu
 
 def _pattern_of(attribute: SizeAttribute) -> str:
     return _pattern(f"{attribute.module}.{attribute.path}") + ("" if attribute.ratio == 1 else f" x {attribute.ratio}")
+
+
+def _place(attribute: SizeAttribute) -> str:
+    """Where it is kept; alike modules are taken to read it alike."""
+    return _pattern(f"{attribute.module}.{attribute.path}")
 
 
 def _certain(site: GrowthSite) -> tuple[SizeAttribute, ...]:

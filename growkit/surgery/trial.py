@@ -16,13 +16,16 @@ import torch
 from torch import nn
 
 from growkit.errors import GrowthRefused, ModelError, SurgeryError
-from growkit.graph import GrowthSite, copy_of
+from growkit.graph import GrowthSite, SizeAttribute, copy_of
 from growkit.rng import isolated
+from growkit.surgery.attributes import read_attribute
+from growkit.surgery.caches import caches_of
 from growkit.surgery.faintness import Faintness, faintness_of
 from growkit.surgery.reaction import brighten, control, reactions
 from growkit.surgery.recording import Change, Difference, Recorded, Recording, first_difference
+from growkit.surgery.records import AttributeChange
 from growkit.surgery.transaction import Extension, Growth, grow
-from growkit.surgery.undo import Edit
+from growkit.surgery.undo import Edit, UndoLog
 from growkit.surgery.values import lookup
 from growkit.surgery.verify import Inputs, Observation, function_change, new_entries, observe, untouched
 
@@ -126,6 +129,40 @@ class Trial:
                 return outcome
         return outcome
 
+    def glance(self, sites: Sequence[GrowthSite]) -> Outcome:
+        """Widen sites together and look at the example alone: enough to find out what must change along.
+
+        Nothing is accepted on that alone.
+        """
+        try:
+            edit = self._widen(self.model, sites, 0)
+        except (GrowthRefused, SurgeryError) as error:
+            return Outcome(f"surgery cannot widen it: {error}")
+        try:
+            change = self.looks[0].change(self.model)
+        except Exception as error:  # the model's own code may fail in any way at a width it did not expect
+            return _failed(error)
+        finally:
+            edit.undo()
+        if change <= self.tolerance or (change < LARGEST_ROUNDING and self._is_rounding(sites, 0, [0])):
+            return Outcome(None, change)
+        return _changed(change)
+
+    def reads(self, attributes: Sequence[SizeAttribute]) -> bool:
+        """Whether the forward minds smaller numbers in attributes that hold sizes, at the widths as they are.
+
+        Larger ones would not show in a slice; that they suffice, as for a bound, need not be known: widths only grow.
+        """
+        log = UndoLog(self.model)
+        try:
+            log.set(_smaller(self.model, attributes))
+            log.clear_caches(caches_of(self.model, self.inputs))
+            return self.looks[0].change(self.model) > 0.0
+        except Exception:  # a forward that fails does mind
+            return True
+        finally:
+            log.roll_back()
+
     def _attempt(self, sites: Sequence[GrowthSite], draw: int) -> Outcome:
         try:
             edit = self._widen(self.model, sites, draw)
@@ -213,6 +250,13 @@ class Trial:
         units = [(site, trial_units(site) + number % 3) for number, site in enumerate(sites)]
         growths = [Growth(site, num, _random(model, site, num, draw)) for site, num in units]
         return grow(model, growths)
+
+
+def _smaller(model: nn.Module, attributes: Sequence[SizeAttribute]) -> list[AttributeChange]:
+    """Every attribute smaller by 1."""
+    places = dict.fromkeys((one.module, one.path) for one in attributes)
+    numbers = {place: read_attribute(model, *place) for place in places}
+    return [AttributeChange(*place, number, number - 1) for place, number in numbers.items()]
 
 
 def _random(model: nn.Module, site: GrowthSite, num_new: int, draw: int) -> Extension:

@@ -6,17 +6,16 @@ size itself, then those that hold a multiple of it; of what helps, only what is 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 
 from torch import nn
 
 from growkit.errors import ModelError
 from growkit.graph import GrowthSite, Refusal, SizeAttribute, joins
 from growkit.graph.dimensions import size
+from growkit.surgery.guesses import certain, chosen, guesses, pattern, pattern_of, place_of
 from growkit.surgery.scratch import scratch_copy
 from growkit.surgery.trial import LARGEST_BATCH, TOLERANCE, Outcome, Trial
 from growkit.surgery.verify import Inputs
@@ -24,7 +23,6 @@ from growkit.surgery.verify import Inputs
 __all__ = ["Verdict", "verify_sites"]
 
 SMALL_CLUSTER = 4
-MOST_GUESSES = 8  # of attributes, where each alone is tried
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class _Search:
     def _search(self, sites: list[GrowthSite]) -> tuple[list[GrowthSite], Outcome]:
         for site in sites:
             if not site.settled:
-                site.attributes = _certain(site)  # the guesses come back where a trial fails without
+                site.attributes = certain(site)  # the guesses come back where a trial fails without
         outcome = self.trial.of(sites)
         if outcome.reason is None:
             return sites, outcome
@@ -154,15 +152,15 @@ class _Search:
         """Trials with the attributes that may have to change, until one succeeds."""
         outcome = Outcome("no attribute is known that could change along")
         known = {site.name: self._candidates(site) for site in sites}
-        for chosen in _guesses([one for site in sites for one in known[site.name]]):
+        for patterns in guesses([one for site in sites for one in known[site.name]]):
             for site in sites:
-                site.attributes = _chosen(known[site.name], chosen)
+                site.attributes = chosen(known[site.name], patterns)
             outcome = self.look(sites)
             if outcome.reason is None:
                 self._drop_needless(sites)
                 return outcome
         for site in sites:
-            site.attributes = _certain(site)
+            site.attributes = certain(site)
         return outcome
 
     def _candidates(self, site: GrowthSite) -> tuple[SizeAttribute, ...]:
@@ -170,15 +168,15 @@ class _Search:
         if site.settled:
             return site.attributes
         carriers = site.graph.carriers_of(site.atoms)
-        new = {_place(one): one for one in carriers if not one.certain and _place(one) not in self.read}
+        new = {place_of(one): one for one in carriers if not one.certain and place_of(one) not in self.read}
         self._sift([*new.values()])
-        return tuple(one for one in carriers if one.certain or self.read[_place(one)])
+        return tuple(one for one in carriers if one.certain or self.read[place_of(one)])
 
     def _sift(self, attributes: Sequence[SizeAttribute]) -> None:
         """Note which attributes the forward reads, by halves."""
         read = bool(attributes) and self.trial.reads(attributes)
         if len(attributes) < 2 or not read:
-            self.read |= {_place(one): read for one in attributes}
+            self.read |= {place_of(one): read for one in attributes}
             return
         half = len(attributes) // 2
         self._sift(attributes[:half])
@@ -238,10 +236,10 @@ class _Search:
 
     def _drop_needless(self, sites: list[GrowthSite]) -> None:
         """Keep only the attributes without whose change the trial fails."""
-        for name in sorted({_pattern_of(one) for site in sites for one in site.attributes}):
+        for name in sorted({pattern_of(one) for site in sites for one in site.attributes}):
             before = [site.attributes for site in sites]
             for site in sites:
-                site.attributes = tuple(one for one in site.attributes if one.certain or _pattern_of(one) != name)
+                site.attributes = tuple(one for one in site.attributes if one.certain or pattern_of(one) != name)
             if self.look(sites).reason is not None:
                 for site, attributes in zip(sites, before, strict=True):
                     site.attributes = attributes
@@ -251,50 +249,9 @@ def _clusters(sites: Sequence[GrowthSite]) -> list[list[GrowthSite]]:
     """Sites that move like-named tensors in like roles."""
     found: dict[object, list[GrowthSite]] = {}
     for site in sites:
-        key = frozenset((_pattern(member.names[0]), member.dim, member.role) for member in site.members)
+        key = frozenset((pattern(member.names[0]), member.dim, member.role) for member in site.members)
         found.setdefault(key, []).append(site)
     return list(found.values())
-
-
-def _guesses(attributes: Sequence[SizeAttribute]) -> Iterator[frozenset[str]]:
-    """Sets of attributes to change: all that hold the size, all but one or two, one alone, all with a further one."""
-    likely = list(dict.fromkeys(_pattern_of(one) for one in attributes if one.likely and not one.certain))
-    others = list(dict.fromkeys(_pattern_of(one) for one in attributes if not one.likely))
-    yield frozenset(likely)
-    if len(likely) <= MOST_GUESSES:
-        for left_out in (1, 2):
-            if len(likely) > left_out + 1:
-                yield from (frozenset(likely) - {*some} for some in combinations(likely, left_out))
-    if len(likely) > 1:
-        yield from (frozenset({one}) for one in likely)
-    others = [one for one in others if one not in likely][:MOST_GUESSES]
-    yield from (frozenset([*likely, one]) for one in others)
-    if len(others) > 1:
-        yield frozenset([*likely, *others])
-
-
-def _chosen(attributes: Sequence[SizeAttribute], patterns: frozenset[str]) -> tuple[SizeAttribute, ...]:
-    """Those of the patterns, and the certain ones; of entries of one list only the likely ones, if there are such."""
-    likely = {_pattern_of(one) for one in attributes if one.likely}
-    named = [one for one in attributes if one.certain or _pattern_of(one) in patterns]
-    return tuple(one for one in named if one.likely or _pattern_of(one) not in likely)
-
-
-def _pattern_of(attribute: SizeAttribute) -> str:
-    return _pattern(f"{attribute.module}.{attribute.path}") + ("" if attribute.ratio == 1 else f" x {attribute.ratio}")
-
-
-def _place(attribute: SizeAttribute) -> str:
-    """Where it is kept; alike modules are taken to read it alike."""
-    return _pattern(f"{attribute.module}.{attribute.path}")
-
-
-def _certain(site: GrowthSite) -> tuple[SizeAttribute, ...]:
-    return tuple(one for one in site.attributes if one.certain)
-
-
-def _pattern(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
 
 
 def _refusal(site: GrowthSite, outcome: Outcome) -> Refusal:

@@ -20,14 +20,15 @@ from growkit.graph import GrowthSite, SizeAttribute, copy_of
 from growkit.rng import isolated
 from growkit.surgery.attributes import read_attribute
 from growkit.surgery.caches import caches_of
-from growkit.surgery.faintness import Faintness, faintness_of
+from growkit.surgery.faintness import faintness_of
+from growkit.surgery.look import Look, first_line, first_look, second_look
 from growkit.surgery.reaction import brighten, control, reactions
 from growkit.surgery.recording import Change, Difference, Recorded, Recording, first_difference
 from growkit.surgery.records import AttributeChange
 from growkit.surgery.transaction import Extension, Growth, grow
 from growkit.surgery.undo import Edit, UndoLog
 from growkit.surgery.values import lookup
-from growkit.surgery.verify import Inputs, Observation, function_change, new_entries, observe, untouched
+from growkit.surgery.verify import Inputs, new_entries, observe, untouched
 
 __all__ = ["LARGEST_BATCH", "TOLERANCE", "Outcome", "Trial"]
 
@@ -63,29 +64,6 @@ UNREACHED = "no gradient reaches its new units"
 CANNOT_TELL = "the check cannot tell: a wrong edit does not change the outputs either"
 
 
-@dataclass(frozen=True)
-class _Look:
-    """One batch, the streams that are faint on it, and what a model computed on it at the old widths."""
-
-    inputs: Inputs
-    faintness: Faintness
-    before: Observation
-
-    @classmethod
-    def at(cls, model: nn.Module, inputs: Inputs, faintness: Faintness) -> _Look:
-        with faintness.on(model):
-            return cls(inputs, faintness, observe(model, inputs))
-
-    def change(self, model: nn.Module) -> float:
-        """How far the outputs are from those before."""
-        with self.faintness.on(model):
-            return function_change(self.before, observe(model, self.inputs)).worst
-
-    @property
-    def is_finite(self) -> bool:
-        return function_change(self.before, self.before).worst == 0.0
-
-
 class Trial:
     """A copy of the model that may be changed, and what it computes.
 
@@ -106,13 +84,13 @@ class Trial:
 
     def _look(self) -> None:
         """What the model computes at the old widths."""
-        first, self._recordings = _first_look(self.model, self.inputs)
+        first, self._recordings = first_look(self.model, self.inputs)
         if not first.before.eval or not first.before.train:
             raise ModelError("the model must give floating-point tensors to be compared, got none on the example")
-        self.looks = [first, _second_look(self.model, self.inputs, self._faintness)]
+        self.looks = [first, second_look(self.model, self.inputs, self._faintness)]
         if not all(look.is_finite for look in self.looks):
             raise ModelError("the model's outputs on the example must be finite, got inf or NaN")
-        self._double: tuple[nn.Module, dict[int, _Look]] | None = None
+        self._double: tuple[nn.Module, dict[int, Look]] | None = None
 
     def of(self, sites: Sequence[GrowthSite]) -> Outcome:
         """Widen sites together, look, and put the copy back.
@@ -203,7 +181,7 @@ class Trial:
             twin, before = self._double = self._double or (copy_of(self.model).double(), {})
             for number in looks:
                 look = self.looks[number]
-                before[number] = before.get(number) or _Look.at(twin, look.inputs.double(), look.faintness)
+                before[number] = before.get(number) or Look.at(twin, look.inputs.double(), look.faintness)
             edit = self._widen(twin, sites, draw)
         except Exception:  # not every model runs in float64
             return False
@@ -276,30 +254,6 @@ def _random(model: nn.Module, site: GrowthSite, num_new: int, draw: int) -> Exte
     return Extension(values)
 
 
-def _first_look(model: nn.Module, inputs: Inputs) -> tuple[_Look, list[Recording]]:
-    """The example, and a recording per mode; none where the model does not bear to be recorded."""
-    recorded = Recorded(inputs.args, inputs.kwargs)
-    try:
-        return replace(_Look.at(model, recorded, Faintness()), inputs=inputs), recorded.runs
-    except Exception:  # an operation that bears no mode of torch's around it, or else the model's own failure
-        try:
-            return _Look.at(model, inputs, Faintness()), []
-        except Exception as error:  # a user's forward may raise anything
-            text = f"{type(error).__name__}: {_first_line(error)}"
-            raise ModelError(f"the model must run on the example, got {text}; give a batch that fits") from error
-
-
-def _second_look(model: nn.Module, inputs: Inputs, faintness: Faintness) -> _Look:
-    """Other values in a batch of another size; of the same size where the model itself is bound to one."""
-    larger = inputs.moved().one_more()
-    try:
-        look = _Look.at(model, larger, faintness)
-    except Exception:  # whatever a user's forward raises for a batch size that it does not expect
-        larger = inputs.moved()
-        look = _Look.at(model, larger, faintness)
-    return look if look.is_finite else _Look.at(model, larger, Faintness())
-
-
 def _differences(before: Sequence[Recording], after: Sequence[Recording], edit: Edit) -> list[Difference | None]:
     """Per mode, where the calls part by more than the eps that the edit itself changed."""
     changes: dict[tuple[str, str], Change] = {}
@@ -337,7 +291,7 @@ def _failed(error: BaseException) -> Outcome:
     """What went wrong in the user's forward, where, and the remedy if it is a known one."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
     place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
-    text = _first_line(error)
+    text = first_line(error)
     advice = next((advice for sign, advice in ADVICE.items() if sign in text), "")
     return Outcome(f"the model fails at another width: {type(error).__name__}: {text}{advice}", location=place)
 
@@ -350,7 +304,3 @@ ADVICE = {
 """What to do about errors that sizes written into a forward lead to."""
 
 _NOT_THE_USERS = (torch.__path__[0], str(Path(__file__).parent), str(Path(__file__).parents[1] / "graph"), "<")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:160]

@@ -1,0 +1,66 @@
+"""Looks at a scratch copy: what it computes on one batch, before widths change and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from growkit.errors import ModelError
+from growkit.surgery.faintness import Faintness
+from growkit.surgery.recording import Recorded, Recording
+from growkit.surgery.verify import Inputs, Observation, function_change, observe
+
+__all__ = ["Look", "first_line", "first_look", "second_look"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One batch, the streams that are faint on it, and what a model computed on it at the old widths."""
+
+    inputs: Inputs
+    faintness: Faintness
+    before: Observation
+
+    @classmethod
+    def at(cls, model: nn.Module, inputs: Inputs, faintness: Faintness) -> Look:
+        with faintness.on(model):
+            return cls(inputs, faintness, observe(model, inputs))
+
+    def change(self, model: nn.Module) -> float:
+        """How far the outputs are from those before."""
+        with self.faintness.on(model):
+            return function_change(self.before, observe(model, self.inputs)).worst
+
+    @property
+    def is_finite(self) -> bool:
+        return function_change(self.before, self.before).worst == 0.0
+
+
+def first_look(model: nn.Module, inputs: Inputs) -> tuple[Look, list[Recording]]:
+    """The example, and a recording per mode; none where the model does not bear to be recorded."""
+    recorded = Recorded(inputs.args, inputs.kwargs)
+    try:
+        return replace(Look.at(model, recorded, Faintness()), inputs=inputs), recorded.runs
+    except Exception:  # an operation that bears no mode of torch's around it, or else the model's own failure
+        try:
+            return Look.at(model, inputs, Faintness()), []
+        except Exception as error:  # a user's forward may raise anything
+            text = f"{type(error).__name__}: {first_line(error)}"
+            raise ModelError(f"the model must run on the example, got {text}; give a batch that fits") from error
+
+
+def second_look(model: nn.Module, inputs: Inputs, faintness: Faintness) -> Look:
+    """Other values in a batch of another size; of the same size where the model itself is bound to one."""
+    larger = inputs.moved().one_more()
+    try:
+        look = Look.at(model, larger, faintness)
+    except Exception:  # whatever a user's forward raises for a batch size that it does not expect
+        larger = inputs.moved()
+        look = Look.at(model, larger, faintness)
+    return look if look.is_finite else Look.at(model, larger, Faintness())
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to one line."""
+    return (str(error).splitlines() or [""])[0][:160]

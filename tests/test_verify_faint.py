@@ -105,3 +105,27 @@ def test_embeddings_with_sparse_gradients_may_grow() -> None:
     tokens = torch.randint(7, (6, 5))
     verdict = growkit.verify_sites(model, growkit.find_sites(model, tokens), example=tokens)
     assert [site.name for site in verdict.sites] == ["0"]
+
+
+class StochasticDepth(nn.Module):
+    """Every branch is left out for half of the samples while training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 5)) for _ in range(12))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for branch in self.branches:
+            kept = torch.rand(len(x), 1) < 0.5 if self.training else torch.ones(len(x), 1)
+            x = x + branch(x) * kept
+        return self.head(x)
+
+
+def test_branches_left_out_at_random_are_seen_with_other_random_numbers(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    model, example = StochasticDepth(), torch.randn(2, 5)
+    assert len(growkit.verify_sites(model, growkit.find_sites(model, example)).sites) == 12
+    monkeypatch.setattr("growkit.surgery.reaction.SEEDS", 1)
+    verdict = growkit.verify_sites(model, growkit.find_sites(model, example))
+    assert {refusal.reason for refusal in verdict.refusals} == {"no gradient reaches its new units"}

@@ -127,48 +127,40 @@ def growth_error(model: nn.Module, sites: Sequence[GrowthSite], inputs: Inputs) 
     New units get a random fan-in of the size of the old and a zero fan-out, the control a random fan-out.
 
     Returns:
-        `error_eval`, `error_train`: the worst over two batches of other values than the example, of SAMPLES and one
-        more where the model takes them, relative, in fp32; `error_exact`: where one of them is above the tolerance, the
-        worst in float64, which tells rounding from error; `control`: the change in eval mode with a random fan-out.
-        Empty where there is no site.
+        `error_eval`, `error_train`: on a batch of other values than the example, and of SAMPLES where the model takes
+        them, relative, in fp32; `error_exact`: where one of them is above the tolerance, the worse one in float64,
+        which tells rounding from error; `control`: the change in eval mode with a random fan-out. Empty where there is
+        no site.
     """
     if not sites:
         return {}
     perturb(model)
-    batches = _other_batches(model, inputs)
-    found = _changes(model, sites, batches)
-    exact = {"error_exact": _in_float64(model, sites, batches)} if max(found.values()) > TOLERANCE else {}
-    before = observe(model, batches[0])
-    control = function_change(before, _grown(model, sites, batches[:1], fan_out=True)[0])
-    return {**found, **exact, "control": control.eval}
+    batch = _other_batch(model, inputs)
+    before = observe(model, batch)
+    change = function_change(before, _grown(model, sites, batch, fan_out=False))
+    found: dict[str, float | None] = {"error_eval": change.eval, "error_train": change.train}
+    if change.worst > TOLERANCE:
+        found["error_exact"] = _in_float64(model, sites, batch)
+    return {**found, "control": function_change(before, _grown(model, sites, batch, fan_out=True)).eval}
 
 
-def _changes(model: nn.Module, sites: Sequence[GrowthSite], batches: Sequence[Inputs]) -> dict[str, float]:
-    before = [observe(model, batch) for batch in batches]
-    after = _grown(model, sites, batches, fan_out=False)
-    changes = [function_change(b, a) for b, a in zip(before, after, strict=True)]
-    return {"error_eval": max(one.eval for one in changes), "error_train": max(one.train for one in changes)}
-
-
-def _in_float64(model: nn.Module, sites: Sequence[GrowthSite], batches: Sequence[Inputs]) -> float | None:
+def _in_float64(model: nn.Module, sites: Sequence[GrowthSite], batch: Inputs) -> float | None:
     """The worst change in float64; None where the forward insists on fp32."""
     try:
-        return max(_changes(copy_of(model).double(), sites, [batch.double() for batch in batches]).values())
+        twin, batch = copy_of(model).double(), batch.double()
+        return function_change(observe(twin, batch), _grown(twin, sites, batch, fan_out=False)).worst
     except Exception:  # whatever a model's forward raises for float64
         return None
 
 
-def _other_batches(model: nn.Module, inputs: Inputs) -> list[Inputs]:
-    """Batches of other values and another size than the example; of its size where the model is bound to that."""
+def _other_batch(model: nn.Module, inputs: Inputs) -> Inputs:
+    """A batch of other values and another size than the example; of its size where the model is bound to that."""
     fresh = _fresh(inputs)
-    for batches in ([fresh, fresh.one_more()], [inputs.moved(), inputs.moved().one_more()]):
-        try:
-            for batch in batches:
-                observe(model, batch)
-        except Exception:  # whatever a model's forward raises for a size that it does not expect
-            continue
-        return batches
-    return [inputs.moved()]
+    try:
+        observe(model, fresh)
+    except Exception:  # whatever a model's forward raises for a size that it does not expect
+        return inputs.moved()
+    return fresh
 
 
 def _fresh(inputs: Inputs) -> Inputs:
@@ -187,9 +179,7 @@ def _fresh(inputs: Inputs) -> Inputs:
     return Inputs(args, kwargs)
 
 
-def _grown(
-    model: nn.Module, sites: Sequence[GrowthSite], batches: Sequence[Inputs], *, fan_out: bool
-) -> list[Observation]:
+def _grown(model: nn.Module, sites: Sequence[GrowthSite], batch: Inputs, *, fan_out: bool) -> Observation:
     """What the model computes once all sites have grown, one after the other; it is put back."""
     generator = torch.Generator().manual_seed(1)
     with ExitStack() as undo:
@@ -197,7 +187,7 @@ def _grown(
             num = max(1, int(SHARE * site.width))
             new = extension(model, site, num, generator, fan_out=fan_out)
             undo.callback(grow(model, [Growth(site, num, new)]).undo)
-        return [observe(model, batch) for batch in batches]
+        return observe(model, batch)
 
 
 def extension(

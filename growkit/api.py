@@ -26,7 +26,7 @@ from growkit.report import Observer
 from growkit.surgery import Edit, Extension, Growth, Inputs, Verdict, untouched
 from growkit.surgery import grow as operate
 from growkit.surgery import verify_sites as try_out
-from growkit.surgery.guard import Watched, example_for, taken_back, watch
+from growkit.surgery.guard import Watched, check_optimizer, example_for, taken_back, watch
 from growkit.surgery.transaction import inside_of, refuse_stale
 
 __all__ = ["Grown", "grow", "verify_sites", "widen"]
@@ -184,13 +184,15 @@ def widen(
         copies: averages of the model's weights (torch's `AveragedModel`, or copies of your own) that grow along.
 
     Raises:
-        UserInputError: `model` is no module or `site` no site, or the initializer needs data.
+        UserInputError: `model` is no module or `site` no site, the optimizer is none of the model's, or the initializer
+            needs data.
         GrowthRefused: the model is wrapped, the site is of another model, or num_new is not a whole number >= 1.
         ModelError: the model or a copy has no values, does not run on the example, or its outputs are not finite.
         SurgeryError: the wider model or copy fails or computes something else; all are as they were before the call.
     """
     _check_sites(model, [site])
-    settings = {"zero": ZeroSettings(), "random": RandomSettings(form="zero_fan_out")}.get(initializer)
+    known = {"zero": ZeroSettings(), "random": RandomSettings(form="zero_fan_out")}
+    settings = known.get(initializer) if isinstance(initializer, str) else None
     if settings is None:
         raise UserInputError(
             f"widen's initializer must be 'zero' or 'random', got {initializer!r}; "
@@ -198,6 +200,9 @@ def widen(
         )
     if isinstance(num_new, bool) or not isinstance(num_new, int) or num_new < 1:
         raise GrowthRefused(f"{site.name} must grow by a whole number of units >= 1, got {num_new!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UserInputError(f"seed must be a whole number, got {seed!r}")
+    check_optimizer(model, optimizer)
     inputs = example_for(model, site.graph.inputs, example)
     watched = [watch(model, inputs), *_watched(copies, site, example)]
     site = _tried(model, site, inputs)
@@ -288,6 +293,8 @@ def _tried(model: nn.Module, site: GrowthSite, inputs: Inputs) -> GrowthSite:
 
 def _watched(copies: Sequence[nn.Module], site: GrowthSite, example: Tensor | tuple | dict | None) -> Iterator[Watched]:
     """What the copies compute before the edit."""
+    if not isinstance(copies, Sequence):
+        raise UserInputError(f"copies must be a list of modules, got {type(copies).__name__}")
     for number, copy in enumerate(copies):
         inside = inside_of(copy)
         refuse_wrappers(inside)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["STREAMS", "Streams", "isolated"]
+__all__ = ["STREAMS", "Streams", "global_state", "isolated", "set_global_state"]
 
 STREAMS = ("init", "order", "augmentation", "growth", "dropout")
 
@@ -37,7 +37,7 @@ class Streams:
     def __init__(self, seed: int):
         self.seed = seed
         self._generators: dict[str, torch.Generator] = {}
-        self._lent: dict[str, _GlobalState] = {}
+        self._lent: dict[str, GlobalState] = {}
 
     def seed_of(self, name: str) -> int:
         """The 63-bit seed of the stream `name`, one of STREAMS."""
@@ -61,11 +61,11 @@ class Streams:
         """
         with isolated(self.seed_of(name)):
             if name in self._lent:
-                _set_global_state(self._lent[name])
+                set_global_state(self._lent[name])
             try:
                 yield
             finally:
-                self._lent[name] = _global_state()
+                self._lent[name] = global_state()
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def isolated(seed: int | None = None) -> Iterator[None]:
     Args:
         seed: seeds all of them if given.
     """
-    before = _global_state()
+    before = global_state()
     try:
         if seed is not None:
             torch.manual_seed(seed)
@@ -83,23 +83,37 @@ def isolated(seed: int | None = None) -> Iterator[None]:
             random.seed(seed)
         yield
     finally:
-        _set_global_state(before)
+        set_global_state(before)
 
 
-@dataclass(frozen=True)
-class _GlobalState:
+@dataclass(frozen=True, eq=False)
+class GlobalState:
+    """The states of torch's, numpy's and Python's global generators; equal if all would go on alike."""
+
     cpu: Tensor
     cuda: list[Tensor]
     numpy: Any
     python: Any
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, GlobalState):
+            return NotImplemented
+        torch_same = len(self.cuda) == len(other.cuda) and all(
+            map(torch.equal, [self.cpu, *self.cuda], [other.cpu, *other.cuda])
+        )
+        (name, keys, *rest), (other_name, other_keys, *others) = self.numpy, other.numpy
+        numpy_same = (name, rest) == (other_name, others) and np.array_equal(keys, other_keys)
+        return torch_same and numpy_same and self.python == other.python
 
-def _global_state() -> _GlobalState:
+
+def global_state() -> GlobalState:
+    """Take a picture of them."""
     cuda = [torch.cuda.get_rng_state(device) for device in _devices()]
-    return _GlobalState(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())
+    return GlobalState(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())
 
 
-def _set_global_state(state: _GlobalState) -> None:
+def set_global_state(state: GlobalState) -> None:
+    """Put them back."""
     torch.set_rng_state(state.cpu)
     for device, one in enumerate(state.cuda):
         torch.cuda.set_rng_state(one, device)

@@ -85,7 +85,39 @@ WRONG_CALLS: dict[str, tuple[Callable[[nn.Module, Any], Any], str]] = {
         lambda model, x: growkit.verify_sites(model, growkit.find_sites(Narrow(), x)),
         r"'a.weight' must have shape \(7, 6\), got \(8, 6\); call find_sites",
     ),
-    "an optimizer by name": (lambda model, x: growkit.widen(model, site_of(model, x), 2, optimizer="adam"), "adam|str"),
+    "an optimizer by name": (
+        lambda model, x: growkit.widen(model, site_of(model, x), 2, optimizer="adam"),
+        "must be a torch.optim.Optimizer that trains the model, got str",
+    ),
+    "an optimizer's class": (
+        lambda model, x: growkit.widen(model, site_of(model, x), 2, optimizer=torch.optim.Adam),
+        "must be a torch.optim.Optimizer that trains the model, got Adam",
+    ),
+    "another model's optimizer": (
+        lambda model, x: growkit.widen(model, site_of(model, x), 2, optimizer=torch.optim.Adam(Net().parameters())),
+        "holds none of its parameters",
+    ),
+    "another model's optimizer for depth": (
+        lambda model, x: growkit.deepen(
+            stack := nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)),
+            growkit.find_places(stack, x)["0"],
+            optimizer=torch.optim.Adam(model.parameters()),
+        ),
+        "holds none of its parameters",
+    ),
+    "a list for an initializer": (
+        lambda model, x: growkit.widen(model, site_of(model, x), 2, initializer=["random"]),
+        r"'zero' or 'random', got \['random'\]",
+    ),
+    "half a seed": (lambda model, x: growkit.widen(model, site_of(model, x), 2, seed=1.5), "whole number, got 1.5"),
+    "None for copies": (
+        lambda model, x: growkit.widen(model, site_of(model, x), 2, copies=None),
+        "copies must be a list of modules, got NoneType",
+    ),
+    "an empty example": (
+        lambda model, x: growkit.widen(model, site_of(model, x), 2, example=x[:0]),
+        "must hold samples for outputs to be compared on, got a batch of none",
+    ),
     "an unknown initializer": (
         lambda model, x: growkit.widen(model, site_of(model, x), 2, initializer="best"),
         "'zero' or 'random', got 'best'",

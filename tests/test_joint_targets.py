@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,7 +44,6 @@ class Block(nn.Module):
         return self.head(self.last(x + self.attention(self.norm(x))).mean(1))
 
 
-@functools.cache
 def joint() -> dict[str, GrowthSite]:
     torch.manual_seed(0)
     model, x = Block(), torch.randn(4, 6, 5)

@@ -35,7 +35,7 @@ def streams_of(graph: ModelGraph) -> dict[Stream, int]:
     for node in ctx.values:
         for dim in _sum_of_activations(ctx, node):
             key = structure(dim)
-            if key in normed:
+            if key in normed and size(dim) > 1:
                 added[key] += 1
                 found[key] = tuple(leaves(dim)), size(dim)
     return dict(found[key] for key, count in added.items() if count >= FEWEST_BRANCHES)

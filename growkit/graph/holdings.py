@@ -64,8 +64,14 @@ class Holdings:
         for value in self._empty:
             if value:
                 value.clear()
+        failed: list[Exception] = []
         for value, content, put in self._kept:
-            put(value, content)
+            try:
+                put(value, content)
+            except Exception as error:  # one that cannot be put back must not keep the others from it
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def _keep(self, value: Any, kind: type) -> None:
         if is_record(kind):
@@ -123,9 +129,16 @@ def slots_of(kind: type) -> tuple[str, ...]:
     """The attributes that a record's class lists in `__slots__`."""
     if not is_record(kind):
         return ()
-    listed = [vars(one).get("__slots__", ()) for one in kind.__mro__]
-    names = [name for one in listed for name in ([one] if isinstance(one, str) else one)]
+    listed = [(one, vars(one).get("__slots__", ())) for one in kind.__mro__]
+    owned = [(kind, name) for kind, one in listed for name in ([one] if isinstance(one, str) else one)]
+    names = [_mangled(kind, name) for kind, name in owned]
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+def _mangled(kind: type, name: str) -> str:
+    """The name under which Python keeps a private attribute."""
+    private = name.startswith("__") and not name.endswith("__")
+    return f"_{kind.__name__.lstrip('_')}{name}" if private else name
 
 
 def _attributes_of(value: Any) -> dict[str, Any] | None:

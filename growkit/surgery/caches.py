@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from growkit.surgery.verify import Inputs, Observation, function_change, untouch
 
 __all__ = ["Emptied", "caches_of"]
 
-MOST_SLOTS = 16
+MOST_TRIED = 16  # kinds of attributes that are tried one by one
 SAME = 1e-6  # relative change of the outputs: a table is made again by the same code
 
 
@@ -65,26 +64,35 @@ def caches_of(model: nn.Module, inputs: Inputs) -> list[Emptied]:
         inputs: an example batch.
     """
     slots = [*_slots(model)]
-    if not slots or len(slots) > MOST_SLOTS:
-        return []
-    key = tuple((id(attributes), name) for attributes, name in slots)
-    known = _known.setdefault(model, {})
-    if key not in known:
-        known[key] = _tried(model, slots, inputs)
-    return known[key]
+    return _tried(model, slots, inputs) if slots else []
 
 
-_known: WeakKeyDictionary[nn.Module, dict[Any, list[Emptied]]] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Slot:
+    """An attribute that holds tensors, or containers of nothing else, outside the state; and the class that has it."""
+
+    attributes: dict[str, Any]
+    name: str
+    kind: type
+
+    def emptied(self, how: str) -> Emptied:
+        return Emptied(self.attributes, self.name, how)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """How to empty it, the gentlest first."""
+        held = self.attributes[self.name]
+        return ("clear", "none", "delete") if isinstance(held, dict | list) else ("none", "delete")
 
 
-def _slots(model: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
-    """The attributes of modules and records that hold tensors, or containers of nothing else, outside the state."""
+def _slots(model: nn.Module) -> Iterator[_Slot]:
+    """All of them, in modules and records."""
     state = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for value in held_by(model):
         if is_record(type(value)) and not isinstance(value, Tensor):
             for name, one in getattr(value, "__dict__", {}).items():
                 if name not in REGISTRIES and _of_tensors(one) and not {id(t) for t in _leaves(one)} & state:
-                    yield value.__dict__, name
+                    yield _Slot(value.__dict__, name, type(value))
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -102,24 +110,23 @@ def _of_tensors(value: Any) -> bool:
     return bool(kinds) and all(kinds)
 
 
-def _ways(value: Any) -> tuple[str, ...]:
-    return ("clear", "none", "delete") if isinstance(value, dict | list) else ("none", "delete")
-
-
-def _tried(model: nn.Module, slots: Sequence[tuple[dict[str, Any], str]], inputs: Inputs) -> list[Emptied]:
+def _tried(model: nn.Module, slots: Sequence[_Slot], inputs: Inputs) -> list[Emptied]:
     expected = _run(model, inputs, [])
     if expected is None:
         inputs = _in_type_of(model, inputs)
         expected = _run(model, inputs, [])
     if expected is None:
         return []
-    first = [Emptied(attributes, name, _ways(attributes[name])[0]) for attributes, name in slots]
+    first = [slot.emptied(slot.ways[0]) for slot in slots]
     if _made_again(model, inputs, first, expected):
         return first
-    found = []
-    for attributes, name in slots:
-        ways = [Emptied(attributes, name, how) for how in _ways(attributes[name])]
-        found += [way for way in ways if _made_again(model, inputs, [way], expected)][:1]
+    alike: dict[tuple[type, str], list[_Slot]] = {}
+    for slot in slots:
+        alike.setdefault((slot.kind, slot.name), []).append(slot)
+    found: list[Emptied] = []
+    for group in [*alike.values()][:MOST_TRIED]:
+        ways = ([slot.emptied(how) for slot in group] for how in group[0].ways)
+        found += next((way for way in ways if _made_again(model, inputs, way, expected)), [])
     return found if _made_again(model, inputs, found, expected) else []
 
 

@@ -17,7 +17,7 @@ from growkit.graph import DepthPlace, check_model, check_values, copy_of, outsid
 from growkit.rng import isolated
 from growkit.surgery.depth import DepthEdit, insert
 from growkit.surgery.dropout import WithoutDropout
-from growkit.surgery.guard import example_for, first_look, rounding_of, taken_back
+from growkit.surgery.guard import check_optimizer, example_for, first_look, rounding_of, taken_back
 from growkit.surgery.scratch import perturb
 from growkit.surgery.verify import Inputs, Observation, function_change, observe, untouched
 
@@ -74,6 +74,7 @@ def deepen(
         (5, 2)
     """
     _check_arguments(model, place)
+    check_optimizer(model, optimizer)
     batches = _batches(model, place, example)
     before = _first_looks(model, batches)
     with taken_back(

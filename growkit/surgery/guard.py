@@ -15,7 +15,7 @@ from growkit.errors import ModelError, SurgeryError, UserInputError
 from growkit.graph import arguments_of
 from growkit.surgery.verify import Inputs, Observation, function_change, observe
 
-__all__ = ["Watched", "example_for", "first_look", "rounding_of", "taken_back", "watch"]
+__all__ = ["Watched", "check_optimizer", "example_for", "first_look", "rounding_of", "taken_back", "watch"]
 
 
 Look = TypeVar("Look")
@@ -32,8 +32,29 @@ def example_for(
 ) -> Inputs:
     """What to compare outputs on, where the model is now: `example`, or else what the model was traced with."""
     inputs = traced if example is None else arguments_of(example)
+    if Inputs(*inputs).batch == 0:
+        raise ModelError("an example must hold samples for outputs to be compared on, got a batch of none")
     device = next((parameter.device for parameter in model.parameters()), None)
     return Inputs(*pytree.tree_map_only(Tensor, lambda x: x.to(device), inputs))
+
+
+def check_optimizer(model: nn.Module, optimizer: Any) -> None:
+    """Refuse what could not follow the edit of `model`.
+
+    Raises:
+        UserInputError: it is no optimizer, or one that holds no parameter of the model.
+    """
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        what = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+        raise UserInputError(f"optimizer must be a torch.optim.Optimizer that trains the model, got {what}")
+    own = set(model.parameters())
+    if own and not any(parameter in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise UserInputError(
+            "optimizer must train the model that grows, but holds none of its parameters; make it from "
+            "model.parameters()"
+        )
 
 
 def rounding_of(model: nn.Module) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -51,14 +52,14 @@ def first_look(model: nn.Module, inputs: Inputs) -> tuple[Look, list[Recording]]
 
 
 def second_look(model: nn.Module, inputs: Inputs, faintness: Faintness) -> Look:
-    """Other values in a batch of another size; of the same size where the model itself is bound to one."""
-    larger = inputs.moved().one_more()
-    try:
-        look = Look.at(model, larger, faintness)
-    except Exception:  # whatever a user's forward raises for a batch size that it does not expect
-        larger = inputs.moved()
-        look = Look.at(model, larger, faintness)
-    return look if look.is_finite else Look.at(model, larger, Faintness())
+    """Other values in a batch of another size, and faint streams; as much of that as the model bears."""
+    for batch in (inputs.moved().one_more(), inputs.moved(), inputs.one_more(), inputs):
+        for faint in (faintness, Faintness()):
+            with suppress(Exception):  # whatever a user's forward raises for sizes or values that it does not expect
+                look = Look.at(model, batch, faint)
+                if look.is_finite:
+                    return look
+    return Look.at(model, inputs, Faintness())
 
 
 def first_line(error: BaseException) -> str:

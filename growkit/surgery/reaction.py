@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from growkit.device import exact_arithmetic
 from growkit.graph import GrowthSite
-from growkit.rng import isolated
+from growkit.rng import global_state, isolated
 from growkit.surgery.dropout import WithoutDropout
 from growkit.surgery.values import lookup
 from growkit.surgery.verify import Inputs, Observation, function_change, untouched
@@ -50,11 +50,11 @@ def reactions(model: nn.Module, inputs: Inputs, entries: Entries) -> dict[str, f
 def _reactions(model: nn.Module, inputs: Inputs, entries: Entries, seed: int) -> tuple[dict[str, float], bool]:
     """The reactions for one seed, and whether any random number was drawn."""
     with untouched(model), exact_arithmetic(), torch.enable_grad(), isolated(seed), WithoutDropout():
-        before = torch.get_rng_state()
+        before = global_state()
         model.train()
         model.zero_grad()
         outputs = [output.float() for output in inputs.call(model) if output.requires_grad]
-        by_chance = not torch.equal(before, torch.get_rng_state())
+        by_chance = global_state() != before
         if outputs:  # else all weights are frozen
             torch.stack([_projection(output) for output in outputs]).sum().backward()
     sizes: dict[nn.Parameter, float] = {}

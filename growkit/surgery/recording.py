@@ -198,4 +198,4 @@ def _place() -> str | None:
     return None
 
 
-_NOT_THE_USERS = (torch.__path__[0], __file__.rpartition("/")[0], "<")
+_NOT_THE_USERS = (f"{torch.__path__[0]}/", f"{__file__.rpartition('/')[0]}/", "<")

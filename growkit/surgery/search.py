@@ -89,6 +89,7 @@ class _Search:
     trial: Trial
     failures: dict[str, tuple[GrowthSite, Outcome]] = field(default_factory=dict)
     read: dict[str, bool] = field(default_factory=dict)
+    parts: dict[GrowthSite, list[GrowthSite]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.look = self.trial.glance
@@ -191,7 +192,8 @@ class _Search:
         return guessed if guessed.reason is None else plain
 
     def _fail(self, site: GrowthSite, outcome: Outcome) -> None:
-        self.failures[site.name] = site, outcome
+        for one in self.parts.get(site, [site]):
+            self.failures[one.name] = one, outcome
 
     def _joined(self) -> list[GrowthSite]:
         """Joint sites made of failures."""
@@ -207,6 +209,7 @@ class _Search:
                 continue  # some part grows already, alone or in another joint site
             if self._guessed([proposal]).reason is None:
                 parts = [failing[atom] for atom in proposal.atoms if atom in failing]
+                self.parts[proposal] = [self.failures[name][0] for name in parts]
                 if proposal.name in [joint.name for joint in found]:
                     proposal.name = parts[0]
                 found.append(proposal)

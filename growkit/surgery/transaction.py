@@ -23,7 +23,7 @@ from growkit.graph import (
 )
 from growkit.graph.dimensions import size
 from growkit.surgery.attributes import find_attribute_changes
-from growkit.surgery.caches import caches_of
+from growkit.surgery.caches import Emptied, caches_of
 from growkit.surgery.records import AttributeChange, EditRecord, IndexMap, TensorChange
 from growkit.surgery.tensors import fill_new, grow_state, grow_values, neutral_fill, silence_padding
 from growkit.surgery.undo import Edit, UndoLog
@@ -66,6 +66,7 @@ def grow(
     *,
     optimizer: torch.optim.Optimizer | None = None,
     copies: Sequence[nn.Module] = (),
+    caches: Sequence[Emptied] | None = None,
 ) -> Edit:
     """Widen sites of `model` in place, with the optimizer's state; nothing is checked here beyond shapes.
 
@@ -76,6 +77,8 @@ def grow(
         optimizer: its state grows along; parameters stay the same objects.
         copies: copies of the model that grow along, such as an average of its weights (torch's `AveragedModel` or one
             of your own): the same new entries, and remedies worked out from their own values.
+        caches: what to empty of tensors in plain attributes of the model, from `caches_of`; None asks it, which runs
+            the forward a few times on the example if there are any.
 
     Returns:
         The committed edit.
@@ -92,7 +95,8 @@ def grow(
         _refuse_stale(patient.directory, [growth.site for growth in growths])
     try:
         for patient in patients:
-            patient.log.clear_caches(caches_of(patient.model, Inputs(*growths[0].site.graph.inputs)) if growths else ())
+            known = caches if patient is patients[0] else None
+            patient.log.clear_caches(_caches(patient.model, growths) if known is None else known)
         return Edit([_widen(patients, growth) for growth in growths], [patient.log for patient in patients])
     except BaseException as error:  # also an interrupt: a model is never left half-edited
         for patient in reversed(patients):
@@ -100,6 +104,10 @@ def grow(
         if isinstance(error, SurgeryError | GrowthRefused) or not isinstance(error, Exception):
             raise
         raise SurgeryError(f"widening failed and was rolled back: {type(error).__name__}: {error}") from error
+
+
+def _caches(model: nn.Module, growths: Sequence[Growth]) -> Sequence[Emptied]:
+    return caches_of(model, Inputs(*growths[0].site.graph.inputs)) if growths else ()
 
 
 def inside_of(copy: nn.Module) -> nn.Module:

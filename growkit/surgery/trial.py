@@ -19,7 +19,7 @@ from growkit.errors import GrowthRefused, ModelError, SurgeryError
 from growkit.graph import GrowthSite, SizeAttribute, copy_of
 from growkit.rng import isolated
 from growkit.surgery.attributes import read_attribute
-from growkit.surgery.caches import caches_of
+from growkit.surgery.caches import Emptied, caches_of
 from growkit.surgery.faintness import faintness_of
 from growkit.surgery.look import Look, first_line, first_look, second_look
 from growkit.surgery.reaction import brighten, control, reactions
@@ -80,6 +80,7 @@ class Trial:
     def __init__(self, model: nn.Module, inputs: Inputs, tolerance: float, sites: Sequence[GrowthSite] = ()):
         self.model, self.inputs, self.tolerance = model, inputs, tolerance
         self._faintness = faintness_of(model, sites)
+        self._caches = caches_of(model, inputs)
         self._look()
 
     def _look(self) -> None:
@@ -113,7 +114,7 @@ class Trial:
         Nothing is accepted on that alone.
         """
         try:
-            edit = self._widen(self.model, sites, 0)
+            edit = self._widen(self.model, sites, 0, self._caches)
         except (GrowthRefused, SurgeryError) as error:
             return Outcome(f"surgery cannot widen it: {error}")
         try:
@@ -134,7 +135,7 @@ class Trial:
         log = UndoLog(self.model)
         try:
             log.set(_smaller(self.model, attributes))
-            log.clear_caches(caches_of(self.model, self.inputs))
+            log.clear_caches(self._caches)
             return self.looks[0].change(self.model) > 0.0
         except Exception:  # a forward that fails does mind
             return True
@@ -143,7 +144,7 @@ class Trial:
 
     def _attempt(self, sites: Sequence[GrowthSite], draw: int) -> Outcome:
         try:
-            edit = self._widen(self.model, sites, draw)
+            edit = self._widen(self.model, sites, draw, self._caches)
         except (GrowthRefused, SurgeryError) as error:
             return Outcome(f"surgery cannot widen it: {error}")
         recorded = Recorded(self.inputs.args, self.inputs.kwargs)
@@ -198,7 +199,7 @@ class Trial:
         What a model makes anew for another width and keeps is no other path.
         """
         before = _warm_recordings(self.model, self.inputs)
-        edit = self._widen(self.model, sites, draw)
+        edit = self._widen(self.model, sites, draw, self._caches)
         try:
             after = _warm_recordings(self.model, self.inputs)
         except Exception as error:
@@ -223,11 +224,13 @@ class Trial:
             return False
         return bool(saved)
 
-    def _widen(self, model: nn.Module, sites: Sequence[GrowthSite], draw: int) -> Edit:
+    def _widen(
+        self, model: nn.Module, sites: Sequence[GrowthSite], draw: int, caches: Sequence[Emptied] | None = None
+    ) -> Edit:
         # unequal numbers: widths that are tied behind the graph's back must not stay equal, or in proportion, by chance
         units = [(site, trial_units(site) + number % 3) for number, site in enumerate(sites)]
         growths = [Growth(site, num, _random(model, site, num, draw)) for site, num in units]
-        return grow(model, growths)
+        return grow(model, growths, caches=caches)
 
 
 def _smaller(model: nn.Module, attributes: Sequence[SizeAttribute]) -> list[AttributeChange]:
@@ -303,4 +306,5 @@ ADVICE = {
 }
 """What to do about errors that sizes written into a forward lead to."""
 
-_NOT_THE_USERS = (torch.__path__[0], str(Path(__file__).parent), str(Path(__file__).parents[1] / "graph"), "<")
+_HERE = Path(__file__).parent
+_NOT_THE_USERS = (*(f"{folder}/" for folder in (torch.__path__[0], _HERE, _HERE.parent / "graph")), "<")

@@ -12,7 +12,6 @@ from torch.utils import _pytree as pytree
 
 from growkit.errors import SurgeryError
 from growkit.graph import GrowthSite, structure_of
-from growkit.graph.holdings import REGISTRIES
 from growkit.surgery.attributes import holders_of, read_attribute, restore_attributes, set_attributes
 from growkit.surgery.holders import Rebinding, own_copies
 from growkit.surgery.records import AttributeChange, EditRecord
@@ -118,16 +117,8 @@ class UndoLog:
                 self.attributes.pop()
                 raise
 
-    def clear_caches(self, found: Sequence[Emptied] = ()) -> None:
-        """Empty what modules keep of tensors beside their state, where they make it again: it has an old size.
-
-        Args:
-            found: caches that a trial found; dictionaries of tensors with a history were derived from weights anyway.
-        """
-        for module in self.model.modules():
-            for name, value in vars(module).items():
-                if name not in REGISTRIES and type(value) is dict and _all_derived(value):
-                    self._clear(value)
+    def clear_caches(self, found: Sequence[Emptied]) -> None:
+        """Empty what modules keep of tensors beside their state, where they make it again: it has an old size."""
         for cache in found:
             value = cache.attributes[cache.name]
             if cache.how == "clear":
@@ -161,20 +152,16 @@ class UndoLog:
                 _forget(optimizer, parameter)
             else:
                 optimizer.state[parameter] = state
-        for cache, content in self.caches:
+        for cache, content in reversed(self.caches):  # a shared one was emptied twice
             cache.clear()
             cache.extend(content) if isinstance(cache, list) else cache.update(content)
-        for attributes, name, value in self.emptied:
+        for attributes, name, value in reversed(self.emptied):
             attributes[name] = value
         for site, width in reversed(self.widths):
             site.resize(width)
         restore_attributes(self.model, self.attributes)
         for attributes, name, old, _ in reversed(self.bound):
             attributes[name] = old
-
-
-def _all_derived(values: dict[Any, Any]) -> bool:
-    return bool(values) and all(isinstance(value, Tensor) and not value.is_leaf for value in values.values())
 
 
 def _forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
@@ -194,5 +181,5 @@ def _numbers_of(log: UndoLog) -> dict[tuple[str, str], Any]:
 def _number(model: nn.Module, module: str, name: str) -> Any:
     try:
         return read_attribute(model, module, name)
-    except (AttributeError, LookupError):  # what held it is gone
+    except (AttributeError, LookupError, TypeError):  # what held it is gone
         return None

@@ -10,7 +10,6 @@ import torch
 from depth_cases import CASES, OPTIMIZERS, fresh, groups_of, outputs, same, snapshot, through_json, train, widen
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 import growkit
 from growkit.errors import GrowthRefused, SurgeryError
@@ -91,7 +90,7 @@ def test_edits_are_undone_once_and_last_first() -> None:
 def test_an_optimizer_that_cannot_take_them_is_refused() -> None:
     model, x = fresh("mlp")
     place = find_places(model, x)["0"]
-    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    other = torch.optim.SGD([*model.parameters()][-1:], lr=0.1)
     before = snapshot(model, other)
     with pytest.raises(GrowthRefused, match="must hold the weights that the new ones are built after"):
         deepen(model, place, optimizer=other)

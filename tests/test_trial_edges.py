@@ -14,6 +14,11 @@ import growkit
 from growkit.surgery import Growth, Inputs, grow, observe
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 class Shifted(nn.Module):
     """Adds a table that it keeps, one for every width, where the others can see it."""
 

@@ -236,7 +236,8 @@ def verify_sites(
         `.sites` that may grow (joint ones take the place of their parts), `.refusals` of the others with the reason,
         `.worst`, the largest change of an output relative to the largest output when all grew together, `.control`,
         that change when the same edit was wrong on purpose, and `.path_specialised`, True where the forward branches on
-        values and the sites are proved for the path of the example only.
+        values and the sites are proved for the path of the example only; `.not_checked` names what the model does not
+        bear, such as another batch size, and was therefore left out.
 
     Raises:
         UserInputError: `model` is no module, or `sites` are no sites.

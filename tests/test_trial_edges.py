@@ -124,7 +124,52 @@ def test_a_forward_with_a_domain_is_tried_on_values_in_it():
     example = torch.rand(3, 4)
     example[0] = 1.0
     model = InDomain()
-    assert len(growkit.verify_sites(model, growkit.find_sites(model, example)).sites) == 1
+    verdict = growkit.verify_sites(model, growkit.find_sites(model, example))
+    assert len(verdict.sites) == 1 and verdict.not_checked == ("other values",)
+
+
+def test_the_verdict_says_what_the_model_does_not_bear():
+    class Bound(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.view(4, 6))
+
+    model, example = Bound(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(4, 6)
+    assert growkit.verify_sites(model, growkit.find_sites(model, example)).not_checked == ("another batch size",)
+    free = nn.Sequential(*model)
+    assert growkit.verify_sites(free, growkit.find_sites(free, example)).not_checked == ()
+
+
+def test_a_configuration_that_cannot_be_copied_is_no_holder_to_change():
+    class Config:
+        heads = 3
+
+        def __init__(self) -> None:
+            self.heads = 3
+
+        def __copy__(self) -> Config:
+            raise TypeError("there is one of me")
+
+    config = Config()
+    model, example = Reader(config, 3, faulty=False), torch.randn(4, 6)
+    verdict = growkit.verify_sites(model, growkit.find_sites(model, example))
+    assert config.heads == 3 and not [site for site in verdict.sites if site.name == "up"]
+
+
+def test_entries_of_one_list_are_read_or_not_each_for_itself():
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes = [4, 4]
+            self.first, self.second = nn.Linear(6, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x).view(len(x), self.sizes[1], 3).softmax(2).flatten(1))
+
+    model, example = Listed(), torch.randn(4, 6)
+    verdict = growkit.verify_sites(model, growkit.find_sites(model, example))
+    heads = next(site for site in verdict.sites if site.width == 4)
+    growkit.widen(model, heads, 2)
+    assert model.sizes == [4, 6]
 
 
 def test_a_tensor_with_a_history_that_the_forward_does_not_make_is_no_cache():

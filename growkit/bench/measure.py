@@ -67,6 +67,7 @@ def measure(entry: Entry, progress: Progress) -> None:
         streams_verified=sorted(streams[one] for one in verified_streams(streams, verdict.sites)),
         reach_verified=reach(model, verdict.sites),
         trial_refusals=kinds(verdict.refusals),
+        not_checked=list(verdict.not_checked),
         examples=examples(verdict.refusals),
     )
     with progress.stage("grow"):

@@ -73,6 +73,7 @@ class GrowthController:
         self.tracked = select_sites(list(self.sites), self.settings.sites)
         self.targets = resolve_targets(self.tracked, self.settings.target)
         self.refusals = list(self.sites.refusals)
+        self.not_checked: tuple[str, ...] = ()  # what the trial of the sites left out
         self._watched: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
         self._open: Edit | None = None  # the edit of the event under way
         self._flops_verifying = 0  # per sample, of the event under way
@@ -103,6 +104,7 @@ class GrowthController:
         """Keep the sites that a trial on a copy shows to be safe; some of them are joint from then on."""
         verdict = verify_sites(self.model, self.tracked, inputs)
         self.refusals += verdict.refusals
+        self.not_checked = verdict.not_checked
         joint = [site for site in verdict.sites if site not in self.tracked]
         given, names = self.targets, {site.name for site in self.sites}
         self.targets = {name: target for name, target in given.items() if name in names}

@@ -76,6 +76,7 @@ class Facts:
         sites: the widths that can grow, in the order of the forward pass.
         refusals: the other widths, most frequent reason first.
         worst_change: largest relative change of an output when all verified sites grew; None where nobody tried.
+        not_checked: what the trial left out because the model does not bear it.
     """
 
     target: str
@@ -89,6 +90,7 @@ class Facts:
     sites: tuple[SiteFacts, ...]
     refusals: tuple[RefusalGroup, ...]
     worst_change: float | None = None
+    not_checked: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The facts as JSON can hold them."""
@@ -120,6 +122,7 @@ def facts_of(target: str, model: nn.Module, sites: Sites, *, verify: bool = Fals
         sites=tuple(_site(site, site.name in verified if verdict else None) for site in sites),
         refusals=_grouped([*sites.refusals, *(verdict.refusals if verdict else ())]),
         worst_change=verdict.worst if verdict else None,
+        not_checked=verdict.not_checked if verdict else (),
     )
 
 

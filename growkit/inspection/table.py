@@ -55,6 +55,8 @@ def _header(facts: Facts) -> Iterator[str]:
             f"verified  {verified} of {len(facts.sites)}, grown together on a perturbed copy; the outputs changed by "
             f"{facts.worst_change:.1e} of their size"
         )
+    if facts.not_checked:
+        yield f"unchecked {', '.join(facts.not_checked)}: the model does not bear it"
     if facts.path_specialised:
         yield "path      the forward branches on values: all this holds for the path of the example only"
     if facts.unknown_ops:

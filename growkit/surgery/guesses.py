@@ -43,8 +43,8 @@ def pattern_of(attribute: SizeAttribute) -> str:
 
 
 def place_of(attribute: SizeAttribute) -> str:
-    """Where it is kept; alike modules are taken to read it alike."""
-    return pattern(f"{attribute.module}.{attribute.path}")
+    """Where it is kept, the same for modules alike."""
+    return f"{pattern(attribute.module)}.{attribute.path}"
 
 
 def certain(site: GrowthSite) -> tuple[SizeAttribute, ...]:

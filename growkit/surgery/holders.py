@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from growkit.errors import GrowthRefused
 from growkit.graph.attribute_path import like_tuple
 from growkit.graph.holdings import REGISTRIES, held_by, parts_of, slots_of
 
@@ -25,8 +26,10 @@ Rebinding = tuple[dict[str, Any], str, Any, Any]
 def own_copies(model: nn.Module, holders: Sequence[Any]) -> list[Rebinding]:
     """What to bind in the modules of `model` for all that they reach of `holders` to be copies of the model's own.
 
-    Modules and tensors are not copied; what leads to a holder is (a record in a list). An object that does not allow a
-    shallow copy stays shared.
+    Modules and tensors are not copied; what leads to a holder is (a record in a list).
+
+    Raises:
+        GrowthRefused: an object on the way does not allow a shallow copy.
     """
     if not holders:
         return []
@@ -81,9 +84,11 @@ def _copied(value: Any, leading: set[int], copies: dict[int, Any]) -> Any:
         return MethodType(value.__func__, inside(value.__self__))
     try:
         new = copies[id(value)] = copy.copy(value)
-    except Exception:  # a class of the user's may forbid it in any way
-        copies[id(value)] = value
-        return value
+    except Exception as error:  # a class of the user's may forbid it in any way
+        raise GrowthRefused(
+            f"a {type(value).__name__} that holds a size must allow copy.copy, for another model may share it, got "
+            f"{type(error).__name__}: {error}; keep the size in the module, or give the class a __copy__ that works"
+        ) from error
     if isinstance(new, dict):
         for key in [key for key, one in new.items() if id(one) in leading]:
             dict.__setitem__(new, key, inside(new[key]))

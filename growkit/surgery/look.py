@@ -12,7 +12,7 @@ from growkit.surgery.faintness import Faintness
 from growkit.surgery.recording import Recorded, Recording
 from growkit.surgery.verify import Inputs, Observation, function_change, observe
 
-__all__ = ["Look", "first_line", "first_look", "second_look"]
+__all__ = ["Look", "example_look", "first_line", "other_look"]
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,39 @@ class Look:
         return function_change(self.before, self.before).worst == 0.0
 
 
-def first_look(model: nn.Module, inputs: Inputs) -> tuple[Look, list[Recording]]:
-    """The example, and a recording per mode; none where the model does not bear to be recorded."""
+def example_look(model: nn.Module, inputs: Inputs) -> tuple[Look, list[Recording], list[str]]:
+    """The example, a recording per mode, and what was not checked.
+
+    Raises:
+        ModelError: the model does not run on it.
+    """
     recorded = Recorded(inputs.args, inputs.kwargs)
     try:
-        return replace(Look.at(model, recorded, Faintness()), inputs=inputs), recorded.runs
-    except Exception:  # an operation that bears no mode of torch's around it, or else the model's own failure
+        return replace(Look.at(model, recorded, Faintness()), inputs=inputs), recorded.runs, []
+    except Exception as first:  # an operation that bears no mode of torch's around it, or else the model's own failure
         try:
-            return Look.at(model, inputs, Faintness()), []
+            return Look.at(model, inputs, Faintness()), [], [f"calls and numbers ({type(first).__name__})"]
         except Exception as error:  # a user's forward may raise anything
             text = f"{type(error).__name__}: {first_line(error)}"
             raise ModelError(f"the model must run on the example, got {text}; give a batch that fits") from error
 
 
-def second_look(model: nn.Module, inputs: Inputs, faintness: Faintness) -> Look:
-    """Other values in a batch of another size, and faint streams; as much of that as the model bears."""
-    for batch in (inputs.moved().one_more(), inputs.moved(), inputs.one_more(), inputs):
-        for faint in (faintness, Faintness()):
+def other_look(model: nn.Module, inputs: Inputs, faintness: Faintness) -> tuple[Look, list[str]]:
+    """Other values in a batch of another size, and faint streams: as much of that as the model bears, and the rest."""
+    moved, size, eps = "other values", "another batch size", "the eps of norms, on faint streams"
+    batches = [
+        (inputs.moved().one_more(), []),
+        (inputs.moved(), [size]),
+        (inputs.one_more(), [moved]),
+        (inputs, [moved, size]),
+    ]
+    for batch, missing in batches:
+        for faint, more in ((faintness, []), (Faintness(), [eps] if faintness.factors else [])):
             with suppress(Exception):  # whatever a user's forward raises for sizes or values that it does not expect
                 look = Look.at(model, batch, faint)
                 if look.is_finite:
-                    return look
-    return Look.at(model, inputs, Faintness())
+                    return look, missing + more
+    return Look.at(model, inputs, Faintness()), [moved, size, eps]
 
 
 def first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from growkit.errors import ModelError
 from growkit.graph import attributes_kept, copy_of
 from growkit.rng import isolated
 from growkit.surgery.caches import caches_of
@@ -23,7 +24,7 @@ def scratch_copy(model: nn.Module, inputs: Inputs) -> Iterator[nn.Module]:
     """A perturbed copy to try things on; where a model cannot be copied, itself, put back to the last bit."""
     try:
         clone = copy_of(model)
-    except Exception:
+    except ModelError:
         with _borrowed(model):
             perturb(model, inputs)
             yield model

@@ -35,6 +35,7 @@ class Verdict:
         worst: the largest change of an output, relative to the largest output, when all sites grew together.
         control: the change when the same edit was wrong on purpose.
         path_specialised: True if the forward branches on values: the sites are proved for the path of the example only.
+        not_checked: what the model does not bear, such as another batch size, and the trial therefore left out.
     """
 
     sites: tuple[GrowthSite, ...]
@@ -42,6 +43,7 @@ class Verdict:
     worst: float
     control: float
     path_specialised: bool = False
+    not_checked: tuple[str, ...] = ()
 
 
 def verify_sites(
@@ -111,7 +113,8 @@ class _Search:
             if not site.settled:
                 site.attributes = attributes
         good.sort(key=lambda site: sites.index(site) if site in sites else len(sites))
-        return Verdict(tuple(good), tuple(refusals), outcome.worst, outcome.control, sites[0].graph.path_specialised)
+        specialised, missing = sites[0].graph.path_specialised, self.trial.not_checked
+        return Verdict(tuple(good), tuple(refusals), outcome.worst, outcome.control, specialised, missing)
 
     def _search(self, sites: list[GrowthSite]) -> tuple[list[GrowthSite], Outcome]:
         for site in sites:
@@ -169,19 +172,22 @@ class _Search:
         if site.settled:
             return site.attributes
         carriers = site.graph.carriers_of(site.atoms)
-        new = {place_of(one): one for one in carriers if not one.certain and place_of(one) not in self.read}
+        new: dict[str, list[SizeAttribute]] = {}
+        for one in carriers:
+            if not one.certain and place_of(one) not in self.read:
+                new.setdefault(place_of(one), []).append(one)
         self._sift([*new.values()])
         return tuple(one for one in carriers if one.certain or self.read[place_of(one)])
 
-    def _sift(self, attributes: Sequence[SizeAttribute]) -> None:
-        """Note which attributes the forward reads, by halves."""
-        read = bool(attributes) and self.trial.reads(attributes)
-        if len(attributes) < 2 or not read:
-            self.read |= {place_of(one): read for one in attributes}
+    def _sift(self, groups: Sequence[list[SizeAttribute]]) -> None:
+        """Note which attributes the forward reads, by halves; those of modules alike together."""
+        read = bool(groups) and self.trial.reads([one for group in groups for one in group])
+        if len(groups) < 2 or not read:
+            self.read |= {place_of(group[0]): read for group in groups}
             return
-        half = len(attributes) // 2
-        self._sift(attributes[:half])
-        self._sift(attributes[half:])
+        half = len(groups) // 2
+        self._sift(groups[:half])
+        self._sift(groups[half:])
 
     def _alone(self, site: GrowthSite) -> Outcome:
         """A trial of one site; with its guesses if it fails without."""

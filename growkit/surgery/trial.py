@@ -21,7 +21,7 @@ from growkit.rng import isolated
 from growkit.surgery.attributes import read_attribute
 from growkit.surgery.caches import Emptied, caches_of
 from growkit.surgery.faintness import faintness_of
-from growkit.surgery.look import Look, first_line, first_look, second_look
+from growkit.surgery.look import Look, example_look, first_line, other_look
 from growkit.surgery.reaction import brighten, control, reactions
 from growkit.surgery.recording import Change, Difference, Recorded, Recording, first_difference
 from growkit.surgery.records import AttributeChange
@@ -73,6 +73,9 @@ class Trial:
         tolerance: the largest relative change of an fp32 output that needs no second look in float64.
         sites: those that will be tried, parts of joint ones among them.
 
+    Attributes:
+        not_checked: what is left out because the model does not bear it.
+
     Raises:
         ModelError: the model does not run on the batch, or gives nothing that can be compared.
     """
@@ -85,10 +88,11 @@ class Trial:
 
     def _look(self) -> None:
         """What the model computes at the old widths."""
-        first, self._recordings = first_look(self.model, self.inputs)
+        first, self._recordings, unrecorded = example_look(self.model, self.inputs)
         if not first.before.eval or not first.before.train:
             raise ModelError("the model must give floating-point tensors to be compared, got none on the example")
-        self.looks = [first, second_look(self.model, self.inputs, self._faintness)]
+        second, missing = other_look(self.model, self.inputs, self._faintness)
+        self.looks, self.not_checked = [first, second], (*unrecorded, *missing)
         if not all(look.is_finite for look in self.looks):
             raise ModelError("the model's outputs on the example must be finite, got inf or NaN")
         self._double: tuple[nn.Module, dict[int, Look]] | None = None
@@ -234,10 +238,10 @@ class Trial:
 
 
 def _smaller(model: nn.Module, attributes: Sequence[SizeAttribute]) -> list[AttributeChange]:
-    """Every attribute smaller by 1."""
+    """Every attribute smaller, by 1 and 2 in turn: neighbours that are subtracted must not stay as far apart."""
     places = dict.fromkeys((one.module, one.path) for one in attributes)
-    numbers = {place: read_attribute(model, *place) for place in places}
-    return [AttributeChange(*place, number, number - 1) for place, number in numbers.items()]
+    numbers = [(place, read_attribute(model, *place)) for place in places]
+    return [AttributeChange(*place, number, number - 1 - turn % 2) for turn, (place, number) in enumerate(numbers)]
 
 
 def _random(model: nn.Module, site: GrowthSite, num_new: int, draw: int) -> Extension:

@@ -413,6 +413,7 @@ def test_a_callable_without_an_example_is_told_how_to_give_one(tmp_path: Path, m
 
 def test_images_are_as_small_as_the_model_takes():
     assert build(Entry("torchvision:resnet18"))[1].shape == (2, 3, 96, 96)  # type: ignore[union-attr]
+    assert build(Entry("torchvision:inception_v3"))[1].shape == (2, 3, 299, 299)  # type: ignore[union-attr]
     assert build(Entry("torchvision:vit_b_32", (2, 3, 8, 8)))[1].shape == (2, 3, 8, 8)  # type: ignore[union-attr]
 
 

@@ -181,10 +181,21 @@ def _image(spec: str, model: nn.Module) -> Tensor:
             f"{spec} must come with an example: write a shape behind it, such as 2x3x32x32, or return (model, example)"
         )
     settings = getattr(model, "default_cfg", {})
-    channels, *default = settings.get("input_size", (3, 224, 224))
+    channels, *default = settings.get("input_size") or (3, *[_crop(spec)] * 2)
     if not settings.get("fixed_input_size", False):
         default = next(([size, size] for size in SIZES if size < default[0] and _takes(model, channels, size)), default)
     return torch.randn(BATCH, channels, *default)
+
+
+def _crop(spec: str) -> int:
+    """The image size that torchvision's weights of a model were made for."""
+    source, _, name = spec.partition(":")
+    if source != "torchvision":
+        return 224
+    import torchvision
+
+    weights = next(iter(torchvision.models.get_model_weights(name)))
+    return weights.transforms.keywords["crop_size"]
 
 
 def _takes(model: nn.Module, channels: int, size: int) -> bool:

@@ -186,7 +186,8 @@ def widen(
     Raises:
         UserInputError: `model` is no module or `site` no site, the optimizer is none of the model's, or the initializer
             needs data.
-        GrowthRefused: the model is wrapped, the site is of another model, or num_new is not a whole number >= 1.
+        GrowthRefused: the model is wrapped, the site is of another model, or num_new is not a whole number >= 1, or
+            no multiple of `site.grows_by`.
         ModelError: the model or a copy has no values, does not run on the example, or its outputs are not finite.
         SurgeryError: the wider model or copy fails or computes something else; all are as they were before the call.
     """
@@ -200,6 +201,7 @@ def widen(
         )
     if isinstance(num_new, bool) or not isinstance(num_new, int) or num_new < 1:
         raise GrowthRefused(f"{site.name} must grow by a whole number of units >= 1, got {num_new!r}")
+    site.grown(num_new)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UserInputError(f"seed must be a whole number, got {seed!r}")
     check_optimizer(model, optimizer)

@@ -32,6 +32,7 @@ def describe(config: Config) -> dict[str, Any]:
                 "name": site.name,
                 "width": site.width,
                 "target": parts.controller.targets[site.name],
+                "by_copies": site.by_copies,
                 "params_per_unit": site.params_per_unit,
                 "flops_per_unit": site.flops_per_unit,
             }
@@ -59,6 +60,7 @@ def render(facts: dict[str, Any]) -> str:
     lines += [
         f"  {s['name']:<28} {s['width']:>5} -> {s['target']:<5} "
         f"{s['params_per_unit']:>8,} params, {human(s['flops_per_unit'])}FLOPs per unit"
+        + (", by whole copies" if s["by_copies"] else "")
         for s in facts["sites"]
     ]
     refused = [

@@ -59,13 +59,19 @@ def test_without_attention_or_without_branches_there_is_none(model: nn.Module):
     assert streams_of(sites_of(model).graph) == {}
 
 
+def test_a_stream_that_is_the_models_output_is_none_that_could_grow():
+    model = Stack(2)
+    model.head = nn.Identity()
+    assert streams_of(sites_of(model).graph) == {}
+
+
 def test_the_summary_counts_transformers_by_their_streams():
     def row(name: str, **facts: Any) -> dict[str, Any]:
         common = {"stage": "done", "seconds": {}, "wall_seconds": 1.0, "found": 2, "verified": 2, "reach_verified": 1.0}
         return {"model": name, **common, **facts}
 
     rows = [
-        row("a", streams=[8], streams_verified=[8]),
+        row("a", streams=[8], streams_verified=[8], streams_by_copies=[8]),
         row("b", streams=[8, 16], streams_verified=[16]),
         row("c", streams=[8], streams_verified=[]),
         row("d", streams=[], streams_verified=[]),
@@ -77,6 +83,7 @@ def test_the_summary_counts_transformers_by_their_streams():
         "models_all_verified": 1,
         "streams": 4,
         "streams_verified": 2,
+        "streams_by_copies": 1,
     }
     assert "| transformers whose residual streams all grow | 1 / 3 (33.3 %) |" in render(summary)
 

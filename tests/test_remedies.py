@@ -413,11 +413,12 @@ class WithoutGain(Transformer):
         (WithoutGain, "is normalised without a weight that could take up the change"),
     ],
 )
-def test_a_stream_without_an_exact_remedy_is_refused_with_the_reason(kind: type[nn.Module], reason: str):
-    sites = find_sites(kind(), IMAGE)
-    assert "patches" not in [site.name for site in sites]
+def test_a_stream_that_cannot_take_single_channels_says_why_and_takes_whole_copies(kind: type[nn.Module], reason: str):
+    model, sites = prepared(kind())
     with pytest.raises(GrowthRefused, match=reason):
-        sites["patches"]
+        sites["patches"].grown(3)
+    assert_exact(model, sites["patches"], 8)
+    assert_exact(model, sites["patches"], 32)
 
 
 def test_a_stream_that_layer_norms_and_others_read_grows_by_channels_with_the_mean_of_the_old_ones():

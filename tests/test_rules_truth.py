@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from rule_cases import CASES
+from rule_cases.kit import ByCopies
 from torch import Tensor, nn
 
 from growkit.graph import GrowthSite, Sites, find_sites
@@ -49,9 +50,13 @@ def random_entries(model: nn.Module, site: GrowthSite, num_new: int, *, silent: 
     return Extension(values)
 
 
+def units(sites: list[GrowthSite]) -> list[tuple[GrowthSite, int]]:
+    return [(site, site.width if site.by_copies else 2) for site in sites]
+
+
 def change(model: nn.Module, before: list[Observation], sites: list[GrowthSite], batches: list[Inputs], **how) -> float:
     """How far the outputs move in either mode while the module is wider at some sites."""
-    edit = grow(model, [Growth(site, 2, random_entries(model, site, 2, **how)) for site in sites])
+    edit = grow(model, [Growth(site, num, random_entries(model, site, num, **how)) for site, num in units(sites)])
     try:
         after = [observe(model, batch) for batch in batches]
     finally:
@@ -63,8 +68,11 @@ def change(model: nn.Module, before: list[Observation], sites: list[GrowthSite],
 def test_the_widths_are_those_expected(name: str) -> None:
     sites = traced(name)[2]
     expected = CASES[name].expected
-    assert {site.name: site.width for site in sites} == {k: v for k, v in expected.items() if isinstance(v, int)}
-    reasons = {refusal.name: refusal.reason for refusal in sites.refusals}
+    by_units = {site.name: site.width for site in sites if not site.by_copies}
+    assert by_units == {k: v for k, v in expected.items() if isinstance(v, int)}
+    by_copies = {site.name: site.copied_because for site in sites if site.by_copies}
+    assert by_copies.keys() == {k for k, v in expected.items() if isinstance(v, ByCopies)}
+    reasons = by_copies | {refusal.name: refusal.reason for refusal in sites.refusals}
     for width, reason in expected.items():
         if isinstance(reason, str):
             assert reason in reasons.get(width, "no refusal"), reasons

@@ -47,6 +47,10 @@ NUMBERS: dict[str, Middle] = {
     "full": lambda h: torch.minimum(h, torch.full_like(h, h.shape[-1])),
     "beyond a bend": lambda h: h + torch.relu(h - h.shape[-1]),
     "function of the size": lambda h: h.clamp(max=5 * h.shape[-1] ** 0.5),
+    "end of a slice of samples": lambda h: torch.cat([h, h])[: h.shape[0] * (h.shape[-1] + 3)][: h.shape[0]],
+    "start of a slice of samples": lambda h: h[-h.shape[-1] :],
+    "size of the pieces": lambda h: h.split(h.shape[-1])[0],
+    "rounded down": lambda h: h.clamp(max=50.0 + h.shape[-1] // 8),
 }
 
 
@@ -61,7 +65,7 @@ def test_a_size_that_acts_as_a_number_is_refused_and_no_other(middle: Middle) ->
 
 def test_the_refusal_names_the_number_before_and_after() -> None:
     (refusal,) = verdict_of(NUMBERS["clamp"]).refusals
-    assert "'clamp': 10, then 14" in refusal.reason
+    assert "'clamp': 10, then 18" in refusal.reason
 
 
 def test_a_path_that_depends_on_the_width_is_refused() -> None:
@@ -77,6 +81,9 @@ SIZES: dict[str, Middle] = {
     "mask of positions": lambda h: h * torch.ones(h.shape[-1]),
     "number of the data": lambda h: h.clamp(max=float(h.detach().max())),
     "number in the code": lambda h: h.clamp(max=10.0),
+    "slice of the units": lambda h: torch.cat([h, h], -1)[:, : h.shape[-1]],
+    "slice to the end": lambda h: h[:, 0:],
+    "pieces of the units": lambda h: torch.cat([h, h], -1).split(h.shape[-1], -1)[0],
 }
 
 

@@ -93,6 +93,11 @@ def random_units(
     return Extension(values)
 
 
+def possible(site: GrowthSite, wished: int) -> int:
+    """So many units, or copies of all where a site grows by whole copies."""
+    return wished * site.grows_by
+
+
 @contextmanager
 def widened(
     model: nn.Module, orders: Sequence[tuple[GrowthSite, int]], seed: int, *, wrong: bool = False
@@ -171,7 +176,7 @@ def test_every_accepted_width_keeps_the_function_and_learns(name: str) -> None:
     for number, site in enumerate(case.sites):
         errors, reached = [], 0.0
         for draw in range(4):  # a unit of a ReLU may be silent on a small batch
-            with widened(truth.twin, [(site, 1 + (number + draw) % 3)], seed=draw) as edit:
+            with widened(truth.twin, [(site, possible(site, 1 + (number + draw) % 3))], seed=draw) as edit:
                 errors.append(truth.error())
                 reached = max(reached, *truth.gradients(edit).values())
             if reached:
@@ -188,7 +193,7 @@ def test_the_truth_notices_an_edit_that_silences_nothing(name: str) -> None:
     for site in case.sites:
         errors = []
         for draw in range(4):
-            with widened(truth.twin, [(site, 3)], seed=draw, wrong=True):
+            with widened(truth.twin, [(site, possible(site, 3))], seed=draw, wrong=True):
                 errors.append(truth.error())
             if errors[-1] > 1e-6:
                 break
@@ -204,7 +209,7 @@ def test_accepted_widths_keep_the_function_together_and_one_after_the_other(name
         some = chance.sample(case.sites, chance.randint(min(2, len(case.sites)), len(case.sites)))
         if not some:
             continue
-        orders = [(site, chance.randint(1, 4)) for site in some]
+        orders = [(site, possible(site, chance.randint(1, 4))) for site in some]
         events = [orders] if seed == 0 else [[one] for one in orders]
         with ExitStack() as edits:  # taken back last first
             for event in events:

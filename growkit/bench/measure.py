@@ -61,10 +61,14 @@ def measure(entry: Entry, progress: Progress) -> None:
     )
     with progress.stage("verify"):
         verdict = verify(model, found, inputs)
+    copied = [site for site in verdict.sites if site.by_copies]
+    by_units = verified_streams(streams, [site for site in verdict.sites if not site.by_copies])
     progress.add(
         verified=verified_among(found, verdict.sites),
+        verified_by_copies=verified_among(found, copied),
         streams=sorted(streams.values()),
         streams_verified=sorted(streams[one] for one in verified_streams(streams, verdict.sites)),
+        streams_by_copies=sorted(streams[one] for one in verified_streams(streams, copied) if one not in by_units),
         reach_verified=reach(model, verdict.sites),
         trial_refusals=kinds(verdict.refusals),
         not_checked=list(verdict.not_checked),
@@ -123,7 +127,9 @@ def examples(refusals: Sequence[Refusal]) -> list[str]:
 
 
 def growth_error(model: nn.Module, sites: Sequence[GrowthSite], inputs: Inputs) -> dict[str, Any]:
-    """Widen all sites together by a quarter on perturbed weights, in place, and compare the outputs; then the control.
+    """Widen all sites together on perturbed weights, in place, and compare the outputs; then the control.
+
+    By a quarter; where a site grows by whole copies of its units only, by one.
 
     New units get a random fan-in of the size of the old and a zero fan-out, the control a random fan-out.
 
@@ -185,7 +191,7 @@ def _grown(model: nn.Module, sites: Sequence[GrowthSite], batch: Inputs, *, fan_
     generator = torch.Generator().manual_seed(1)
     with ExitStack() as undo:
         for site in sites:
-            num = max(1, int(SHARE * site.width))
+            num = site.grows_by if site.by_copies else max(1, int(SHARE * site.width))
             new = extension(model, site, num, generator, fan_out=fan_out)
             undo.callback(grow(model, [Growth(site, num, new)]).undo)
         return observe(model, batch)

@@ -9,7 +9,7 @@ from typing import Any
 from torch.fx import Node
 
 from growkit.graph import GrowthSite, ModelGraph
-from growkit.graph.dimensions import Atom, leaves, size, structure
+from growkit.graph.dimensions import Atom, Dim, leaves, size, structure
 from growkit.graph.norms import find_norms
 from growkit.graph.rules.context import Call, Context
 
@@ -24,7 +24,8 @@ Stream = tuple[Atom, ...]
 def streams_of(graph: ModelGraph) -> dict[Stream, int]:
     """Every residual stream of a model that attends, with its width; empty where nothing attends.
 
-    A width counts where at least two additions of two activations yield it and a layer norm or an RMS norm reads it.
+    A width counts where at least two additions of two activations yield it and a layer norm or an RMS norm reads it,
+    unless it is the model's output too: what a model without a head returns may not change its size.
     """
     ctx = graph.contexts[1]  # in eval mode
     if not any(_attends(node) for node in ctx.values):
@@ -35,7 +36,7 @@ def streams_of(graph: ModelGraph) -> dict[Stream, int]:
     for node in ctx.values:
         for dim in _sum_of_activations(ctx, node):
             key = structure(dim)
-            if key in normed and size(dim) > 1:
+            if key in normed and size(dim) > 1 and not _is_output(dim):
                 added[key] += 1
                 found[key] = tuple(leaves(dim)), size(dim)
     return dict(found[key] for key, count in added.items() if count >= FEWEST_BRANCHES)
@@ -45,6 +46,10 @@ def verified_streams(streams: Collection[Stream], sites: Sequence[GrowthSite]) -
     """The streams that some site widens."""
     growing = {atom for site in sites for atom in site.atoms}
     return [stream for stream in streams if growing.intersection(stream)]
+
+
+def _is_output(dim: Dim) -> bool:
+    return any("is the model's output" in reason.text for atom in leaves(dim) for reason in atom.pins)
 
 
 def _attends(node: Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
@@ -16,6 +17,7 @@ __all__ = ["models_table", "readme", "render", "summarise"]
 Row = dict[str, Any]
 
 QUANTILES = {"min": 0.0, "p10": 0.1, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "max": 1.0}
+REACHES = (0.0, 0.5, 0.75, 0.9, 0.99, 1.0)
 TOLERANCE = 1e-5  # relative change of the outputs that rounding in fp32 may come to
 WRONG = 1e-4  # that no rounding explains, unless float64 shows that it does
 EXACT = 1e-9  # the same in float64
@@ -40,7 +42,9 @@ def summarise(rows: Sequence[Row], peers: Sequence[Row] | None = None) -> dict[s
         "all_found_verified": sum(row["verified"] == row["found"] for row in grown),
         "found": found,
         "verified": verified,
+        "verified_by_copies": sum(row.get("verified_by_copies", 0) for row in rows),
         "reach_verified": quantiles(row.get("reach_verified", 0.0) for row in rows),
+        "reach_counts": _reach_counts([row.get("reach_verified", 0.0) for row in rows]),
         "reach_found": quantiles(row.get("reach_found", 0.0) for row in rows),
         "error_eval": _errors(grown, "error_eval"),
         "error_train": _errors(grown, "error_train"),
@@ -62,6 +66,14 @@ def summarise(rows: Sequence[Row], peers: Sequence[Row] | None = None) -> dict[s
     }
 
 
+def _reach_counts(values: Sequence[float]) -> dict[str, int]:
+    """How many models lie in each range of reach."""
+    ranges = itertools.pairwise(REACHES)
+    return {
+        f"{low:g} to {high:g}": sum(low <= one < high or one == high == 1.0 for one in values) for low, high in ranges
+    }
+
+
 def _streams(rows: Sequence[Row]) -> dict[str, int]:
     """Residual streams that norms read, in models that attend: of models and of streams, how many grow."""
     known = [row for row in rows if row.get("streams")]
@@ -72,6 +84,7 @@ def _streams(rows: Sequence[Row]) -> dict[str, int]:
         "models_all_verified": sum(len(row["streams_verified"]) == len(row["streams"]) for row in grown),
         "streams": sum(len(row["streams"]) for row in known),
         "streams_verified": sum(len(row["streams_verified"]) for row in grown),
+        "streams_by_copies": sum(len(row.get("streams_by_copies", ())) for row in grown),
     }
 
 
@@ -161,7 +174,9 @@ def _lines(summary: dict[str, Any], peer: dict[str, Any] | None) -> list[tuple[s
         ("and in train mode", _share(summary["with_verified_site"], n), _share(theirs["usable_train"], m)),
         ("every found site verified", _share(summary["all_found_verified"], n), ""),
         ("verified / found sites", _share(summary["verified"], found), ""),
+        ("of them by whole copies of all units only", _share(summary["verified_by_copies"], found), ""),
         ("reach: median (10 %, 25 %, 75 %)", _spread(reach, "median", "p10", "p25", "p75"), ""),
+        *((f"models of reach {name}", _share(count, n), "") for name, count in summary["reach_counts"].items()),
         ("change of the outputs, eval: median, worst", _spread(summary["error_eval"], "median", "max"), "no claim"),
         ("change of the outputs, train: median, worst", _spread(summary["error_train"], "median", "max"), "no claim"),
         (
@@ -180,6 +195,7 @@ def _lines(summary: dict[str, Any], peer: dict[str, Any] | None) -> list[tuple[s
             _share(streams["streams_verified"], streams["streams"]),
             "",
         ),
+        ("of them by whole copies only", _share(streams["streams_by_copies"], streams["streams"]), ""),
         ("control (must change): least, median", _spread(summary["control"], "min", "median"), ""),
         ("wall s per model: median, 90 %", _both(summary), _spread(theirs["wall_seconds"], "median", "p90")),
         *(

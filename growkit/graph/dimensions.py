@@ -26,6 +26,7 @@ __all__ = [
     "Product",
     "Reason",
     "Sum",
+    "copy_origins",
     "fixed",
     "flag",
     "free",
@@ -198,6 +199,28 @@ def index_map(dim: Dim, sizes: Mapping[Atom, int]) -> np.ndarray:
         minor = index_map(part, sizes)
         known = (result[:, None] >= 0) & (minor[None, :] >= 0)
         result = np.where(known, result[:, None] * size(part) + minor[None, :], -1).reshape(-1)
+    return result
+
+
+def copy_origins(dim: Dim, sizes: Mapping[Atom, int], copied: Atom) -> np.ndarray:
+    """For every position under new sizes, the one it is a copy of: itself, but for new units of `copied`.
+
+    Unit i of an atom of old size n copies unit i modulo n, in whatever compound dimension it stands.
+
+    Returns:
+        Indices of shape `[size under sizes]`, valid under `sizes`.
+    """
+    dim = resolve(dim)
+    if isinstance(dim, Atom):
+        indices = np.arange(size(dim, sizes), dtype=np.int64)
+        return indices % dim.size if dim is copied else indices
+    if isinstance(dim, Sum):
+        starts = itertools.accumulate((size(segment, sizes) for segment in dim.segments), initial=0)
+        maps = [copy_origins(segment, sizes, copied) for segment in dim.segments]
+        return np.concatenate([one + start for one, start in zip(maps, starts, strict=False)])
+    result = np.zeros(1, dtype=np.int64)
+    for part in dim.factors:
+        result = (result[:, None] * size(part, sizes) + copy_origins(part, sizes, copied)[None, :]).reshape(-1)
     return result
 
 

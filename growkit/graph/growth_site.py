@@ -99,6 +99,21 @@ class GrowthSite:
         return self.atom.size // self.steps[self.atom]
 
     @property
+    def by_copies(self) -> bool:
+        """Whether only whole copies of all units keep the function."""
+        return any(remedy.copies for remedy in self.remedies)
+
+    @property
+    def copied_because(self) -> str:
+        """Why only whole copies will do; completes "this width ...", "" where any number of units will."""
+        return next((remedy.reason for remedy in self.remedies if remedy.copies), "")
+
+    @property
+    def grows_by(self) -> int:
+        """Growth comes in multiples of so many units: 1, or the present width where only whole copies are exact."""
+        return self.width if self.by_copies else 1
+
+    @property
     def channels(self) -> int:
         """The size now of the dimension that the site is named after; of a joint site it need not be the width."""
         return self.parts.get(self.name, self.atom).size
@@ -106,7 +121,7 @@ class GrowthSite:
     @property
     def channels_per_unit(self) -> int:
         """By how much that dimension grows with one more unit, at the present widths."""
-        return self.grown(1)[self.parts.get(self.name, self.atom)] - self.channels
+        return (self._least[self.parts.get(self.name, self.atom)] - self.channels) // self.grows_by
 
     @property
     def producers(self) -> tuple[Member, ...]:
@@ -120,13 +135,18 @@ class GrowthSite:
 
     @property
     def params_per_unit(self) -> int:
-        """Parameters (no buffers) that one more unit adds at the present widths."""
-        return self.graph.count_params(self.grown(1)) - self.graph.count_params({})
+        """Parameters (no buffers) that one more unit adds at the present widths; a mean where growth is by copies."""
+        return (self.graph.count_params(self._least) - self.graph.count_params({})) // self.grows_by
 
     @property
     def flops_per_unit(self) -> int:
-        """Forward FLOPs per sample that one more unit adds at the present widths."""
-        return self.graph.count_flops(self.grown(1)) - self.graph.count_flops({})
+        """Forward FLOPs per sample that one more unit adds at the present widths; a mean where growth is by copies."""
+        return (self.graph.count_flops(self._least) - self.graph.count_flops({})) // self.grows_by
+
+    @property
+    def _least(self) -> dict[Atom, int]:
+        """The sizes after the least growth."""
+        return self.grown(self.grows_by)
 
     def tensor_edits(self, num_new: int) -> tuple[TensorEdit, ...]:
         """How each tensor changes when the site grows by `num_new` units.
@@ -175,12 +195,19 @@ class GrowthSite:
         """The sizes after growth by `num_new` units.
 
         Raises:
-            GrowthRefused: if `num_new` is not positive.
+            GrowthRefused: if `num_new` is not positive, or no multiple of `grows_by`.
         """
         if num_new < 1:
             raise GrowthRefused(f"A site grows by at least one unit, got num_new={num_new} for {self.name!r}.")
         sizes = {atom: atom.size + step * num_new for atom, step in self.steps.items()}
-        return sizes | {atom: size(dim, sizes) for atom, dim in self.ties.items()}
+        sizes |= {atom: size(dim, sizes) for atom, dim in self.ties.items()}
+        copied = [atom for atom, remedy in self.remedy_of.items() if remedy.copies]
+        if any(sizes[atom] % atom.size for atom in copied):
+            raise GrowthRefused(
+                f"{self.name!r} can only grow by whole copies of its {self.width} units, so num_new must be a multiple "
+                f"of {self.width}, got {num_new}; this width {self.copied_because}"
+            )
+        return sizes
 
     def resize(self, width: int) -> None:
         """Commit a new width in place, after the tensors took it (or gave it up)."""

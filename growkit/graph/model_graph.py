@@ -146,7 +146,7 @@ class ModelGraph:
                 reasons = may_read(unreached, atom, self.contexts)
             if not reasons and not atom.pins and atom.size > 1:
                 try:
-                    remedy = find_remedies(self.contexts, norms, atom, modules)
+                    remedy = find_remedies(self.contexts, norms, atom, modules, uses)
                 except NoRemedy as error:
                     reasons = [Reason(str(error), next((flag.location for flag in atom.flags), None))]
             if reasons:
@@ -185,10 +185,11 @@ def _first_use(uses: list[Occurrence]) -> float:
 
 def _reasons(atom: Atom, uses: list[Occurrence]) -> list[Reason]:
     """Why an atom may not grow, whatever the remedies; empty if it may, or if nobody would ask."""
-    if atom.size == 1 or not all(reason.listed for reason in atom.pins):
-        return []
+    listed = [reason for reason in atom.pins if reason.listed]
+    if atom.size == 1 or (len(listed) < len(atom.pins) and not (listed and _missing_side(uses) is None)):
+        return []  # a kernel size, a number of positions
     if atom.pins:
-        return list(atom.pins)
+        return listed
     text = _missing_side(uses) if not atom.flags or not any(record.used for record, _ in uses) else None
     return [Reason(text, uses[0][0].location)] if text else []
 

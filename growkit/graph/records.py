@@ -11,6 +11,7 @@ __all__ = [
     "Average",
     "Centre",
     "Chain",
+    "Copy",
     "LiftGain",
     "LiteralChange",
     "Member",
@@ -143,7 +144,24 @@ class Average:
     gain: str | None
 
 
-ValueEdit = Scale | Centre | LiftGain | Silence | Average
+@dataclass(frozen=True)
+class Copy:
+    """After a tensor was resized and filled, every position along `dim` takes the slice at the position it copies.
+
+    Attributes:
+        name: the tensor.
+        kind: "parameter" or "buffer".
+        dim: the dimension of the units.
+        origins: for every position under the new size, the position that it copies, perhaps itself.
+    """
+
+    name: str
+    kind: str
+    dim: int
+    origins: np.ndarray
+
+
+ValueEdit = Scale | Centre | LiftGain | Silence | Average | Copy
 """What else must happen to values, beyond zeros in the new places, for the function to stay."""
 
 

@@ -16,10 +16,11 @@ from torch import nn
 from torch.fx import Node
 
 from growkit.graph.attention import HeadSize, NoHeadSize, head_size
+from growkit.graph.copies import copy_remedy
 from growkit.graph.dimensions import Atom, index_map, leaves, resolve, size
 from growkit.graph.norms import NormCall
 from growkit.graph.records import AttributeEdit, Average, Centre, LiftGain, Scale, ValueEdit
-from growkit.graph.rules.context import Context, Flagged
+from growkit.graph.rules.context import Context, Flagged, TensorUse
 from growkit.graph.size_attributes import find_eps
 from growkit.graph.statistics import NotTakenUp, is_statistic, statistic_remedy
 from growkit.graph.stream import Segment, Writer, segments_of, tainted_readers
@@ -37,6 +38,16 @@ class Remedy(Protocol):
     @property
     def silences_writers(self) -> bool:
         """Whether new units are silent because nothing is written to them, and not because nothing reads them."""
+        ...
+
+    @property
+    def copies(self) -> bool:
+        """Whether new units copy the old ones, so that growth comes in whole multiples of their number."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why that is so; completes "this width ..."."""
         ...
 
     @property
@@ -77,6 +88,8 @@ class StreamRemedy:
     averaged: tuple[Writer, ...] = ()
     silenced_readers: frozenset[tuple[str, int]] = frozenset()
     silences_writers: bool = field(default=True, init=False)
+    copies: bool = field(default=False, init=False)
+    reason: str = field(default="", init=False)
 
     def value_edits(self, sizes: Mapping[Atom, int]) -> list[ValueEdit]:
         edits: list[ValueEdit] = [_average(writer, sizes) for writer in self.averaged]
@@ -105,6 +118,8 @@ class HeadRemedy:
     heads: tuple[HeadSize, ...]
     silences_writers: bool = field(default=False, init=False)
     silenced_readers: frozenset[tuple[str, int]] = field(default=frozenset(), init=False)
+    copies: bool = field(default=False, init=False)
+    reason: str = field(default="", init=False)
 
     def value_edits(self, sizes: Mapping[Atom, int]) -> list[ValueEdit]:
         return [edit for head in self.heads for edit in head.value_edits(sizes)]
@@ -114,9 +129,20 @@ class HeadRemedy:
 
 
 def find_remedies(
-    contexts: Sequence[Context], norms: Sequence[list[NormCall]], atom: Atom, modules: Mapping[str, nn.Module]
+    contexts: Sequence[Context],
+    norms: Sequence[list[NormCall]],
+    atom: Atom,
+    modules: Mapping[str, nn.Module],
+    uses: Sequence[tuple[TensorUse, int]],
 ) -> Remedy | None:
     """The remedy for all flags of an atom; None if it has none.
+
+    Args:
+        contexts: the traces.
+        norms: the normalisations of each.
+        atom: the width.
+        modules: the modules by name.
+        uses: all dimensions of tensors that the atom is part of.
 
     Raises:
         NoRemedy: a flag has no remedy.
@@ -126,6 +152,23 @@ def find_remedies(
         if atom.flags:  # of a node that is not in the trace any more
             raise NoRemedy(atom.flags[0].text)
         return None
+    try:
+        return _unit_by_unit(contexts, norms, flagged, atom, modules)
+    except NoRemedy as error:
+        remedy = copy_remedy(flagged, atom, uses, str(error))
+        if remedy is None:
+            raise
+        return remedy
+
+
+def _unit_by_unit(
+    contexts: Sequence[Context],
+    norms: Sequence[list[NormCall]],
+    flagged: Sequence[tuple[Context, Flagged]],
+    atom: Atom,
+    modules: Mapping[str, nn.Module],
+) -> Remedy:
+    """A remedy that serves any number of new units."""
     inner = [{node for norm in found for node in norm.inner} for found in norms]
     of_norms = [one.node in inner[contexts.index(ctx)] for ctx, one in flagged]
     if all(of_norms):

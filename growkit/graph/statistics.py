@@ -81,6 +81,8 @@ class StatisticRemedy:
     eps: tuple[tuple[str, str, Added], ...]
     silences_writers: bool = field(default=True, init=False)
     silenced_readers: frozenset[tuple[str, int]] = field(default=frozenset(), init=False)
+    copies: bool = field(default=False, init=False)
+    reason: str = field(default="", init=False)
 
     def value_edits(self, sizes: Mapping[Atom, int]) -> list[ValueEdit]:
         return [Scale(one.tensor.names[0], one.tensor.kind, 0, None, _factor(one, sizes)) for one in self.outlets]

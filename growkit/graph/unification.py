@@ -7,6 +7,7 @@ expression, factors and segments are cut until they align. What cannot be aligne
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from growkit.graph.dimensions import Atom, Dim, Product, Reason, Sum, fixed, flag, free, leaves, pin, resolve, size
@@ -47,9 +48,8 @@ def split(dim: Dim, sizes: Sequence[int], location: str | None = None) -> list[D
     assert size(dim) == sum(sizes), (dim, sizes)
     if len(sizes) == 1:
         return [dim]
-    atoms = leaves(dim)
-    if atoms and all(atom.pins for atom in atoms):
-        return [fixed(width, atoms[0].pins[0]) for width in sizes]
+    if _is_fixed(dim):
+        return [fixed(width, leaves(dim)[0].pins[0]) for width in sizes]
     if isinstance(dim, Atom):
         parts = [free(width) for width in sizes]
         _bind(dim, Sum(parts))
@@ -77,7 +77,30 @@ def regroup(dims: Sequence[Dim], sizes: Sequence[int], location: str | None = No
     Returns:
         One dimension for each entry of `sizes`, or None where a boundary falls inside a piece that cannot be cut.
     """
-    todo = [part for dim in dims for part in _factors(dim)]
+    parts = [part for dim in dims for part in _factors(dim)]
+    found = _regrouped(parts, sizes, location)
+    merged = _merged(parts) if found is None else parts
+    return _regrouped(merged, sizes, location) if len(merged) < len(parts) else found
+
+
+def _merged(parts: Sequence[Dim]) -> list[Dim]:
+    """Neighbours that may not grow as one number, which can be cut anywhere: 8 windows of 7 rows are 28 pairs of 2."""
+    result: list[Dim] = []
+    for fast, run in itertools.groupby(parts, key=_is_fixed):
+        run = list(run)
+        if fast and len(run) > 1:
+            run = [fixed(math.prod(map(size, run)), leaves(run[0])[0].pins[0])]
+        result += run
+    return result
+
+
+def _is_fixed(dim: Dim) -> bool:
+    atoms = leaves(dim)
+    return bool(atoms) and all(atom.pins for atom in atoms)
+
+
+def _regrouped(parts: Sequence[Dim], sizes: Sequence[int], location: str | None) -> list[Dim] | None:
+    todo = [*parts]
     result: list[Dim] = []
     for wanted in sizes:
         taken, got = [], 1

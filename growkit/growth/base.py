@@ -118,17 +118,35 @@ class History:
 
 @dataclass(frozen=True)
 class SiteState:
-    """What selectors and allocators know of a site: its width at the start, now, and at most."""
+    """What selectors and allocators know of a site: its width at the start, now, and at most.
+
+    Attributes:
+        name: of the site.
+        seed_width, width, target: at the start, now, and at most.
+        by_copies: whether it grows by whole copies of all its units only; its target is a multiple of its width then.
+    """
 
     name: str
     seed_width: int
     width: int
     target: int
+    by_copies: bool = False
 
     @property
     def room(self) -> int:
         """Units it may still gain."""
         return self.target - self.width
+
+    def possible(self, wished: int) -> int:
+        """The number of units to grow by where `wished` are asked for: at most its room.
+
+        Whole copies are rounded up, to a width from which whole copies still lead to the target.
+        """
+        if not self.by_copies or self.room <= 0:
+            return min(wished, self.room)
+        ratio = self.target // self.width
+        steps = [(factor - 1) * self.width for factor in range(2, ratio + 1) if ratio % factor == 0]
+        return next((units for units in steps if units >= wished), steps[-1])
 
 
 @dataclass(frozen=True)

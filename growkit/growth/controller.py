@@ -114,6 +114,15 @@ class GrowthController:
             else:
                 self.targets |= resolve_targets([site], self.settings.target)
         self.tracked = list(verdict.sites)
+        self._give_up([refusal for site in self.tracked if (refusal := self._short_of_a_copy(site)) is not None])
+
+    def _short_of_a_copy(self, site: GrowthSite) -> Refusal | None:
+        """A site that could only be doubled, where the target asks for more units but not for so many."""
+        wanted = self.settings.target
+        if isinstance(wanted, Mapping) or not site.by_copies or not 1 < wanted < 2:
+            return None
+        reason = f"can only grow by whole copies of its units, and growth.target {wanted:g} asks for less than one"
+        return Refusal(site.name, site.width, reason, site.location)
 
     def plan(self, clock: Clock) -> GrowthPlan | None:
         """The events to come, if the trigger knows them in advance."""
@@ -212,7 +221,10 @@ class GrowthController:
         return count_flops(self.model, inputs.args[0]).total
 
     def _states(self) -> list[SiteState]:
-        return [SiteState(site.name, site.seed_width, site.width, self.targets[site.name]) for site in self.tracked]
+        return [
+            SiteState(site.name, site.seed_width, site.width, self.targets[site.name], site.by_copies)
+            for site in self.tracked
+        ]
 
     def _decide(self, history: History) -> list[GrowthDecision]:
         return self.policy.decide(self._states(), history, self._affords)

@@ -71,13 +71,15 @@ def resolve_targets(sites: Sequence[GrowthSite], target: float | Mapping[str, in
 
     Args:
         sites: those that may grow.
-        target: a multiple of the seed width, or final widths by pattern of site names; sites that fit none stay.
+        target: a multiple of the seed width (rounded down for sites that grow by whole copies), or final widths by
+            pattern of site names; sites that fit none stay.
 
     Raises:
-        UserInputError: a target lies below the seed's width, or a pattern fits no site.
+        UserInputError: a target lies below the seed's width, is no whole number of copies where a site needs that, or a
+            pattern fits no site.
     """
     if not isinstance(target, Mapping):
-        return {site.name: max(site.seed_width, round(target * site.seed_width)) for site in sites}
+        return {site.name: max(site.seed_width, _multiple(site, target)) for site in sites}
     targets = {site.name: site.seed_width for site in sites}
     problems = []
     for pattern, width in target.items():
@@ -92,10 +94,21 @@ def resolve_targets(sites: Sequence[GrowthSite], target: float | Mapping[str, in
                     f"growth.target.{pattern}: a target must not lie below the seed's width, got {width} "
                     f"for {site.name} of width {site.seed_width}"
                 )
+            if site.by_copies and width % site.seed_width:
+                below = width - width % site.seed_width
+                problems.append(
+                    f"growth.target.{pattern}: {site.name} can only grow by whole copies of its {site.seed_width} "
+                    f"units, so its target must be a multiple of {site.seed_width}, got {width}; the nearest are "
+                    f"{below} and {below + site.seed_width}"
+                )
             targets[site.name] = width
     if problems:
         raise UserInputError("\n".join(problems))
     return targets
+
+
+def _multiple(site: GrowthSite, factor: float) -> int:
+    return int(factor) * site.seed_width if site.by_copies else round(factor * site.seed_width)
 
 
 def joint_target(site: GrowthSite, targets: Mapping[str, int]) -> int:
@@ -109,21 +122,21 @@ def joint_target(site: GrowthSite, targets: Mapping[str, int]) -> int:
     Raises:
         UserInputError: a target lies between two steps of the site, or two targets ask for different widths.
     """
-    step = site.grown(1)
+    step = site.grown(site.grows_by)
     asked: dict[str, int] = {}
     for name, atom in site.parts.items():
         follows = atom in site.ties and name != site.name  # another joint site is named after it
-        more, per_unit = targets.get(name, atom.size) - atom.size, step[atom] - atom.size
+        more, per_step = targets.get(name, atom.size) - atom.size, step[atom] - atom.size
         if not more or follows:
             continue
-        if more % per_unit:
-            below = targets[name] - more % per_unit
+        if more % per_step:
+            below = targets[name] - more % per_step
             raise UserInputError(
-                f"growth.target: {name} grows by {per_unit} channels at a time, for {_others(site, name)} must grow "
-                f"along, so its target must be {atom.size} plus a multiple of {per_unit}, got {targets[name]}; the "
-                f"nearest are {below} and {below + per_unit}"
+                f"growth.target: {name} grows by {per_step} channels at a time, for {_others(site, name)} must grow "
+                f"along, so its target must be {atom.size} plus a multiple of {per_step}, got {targets[name]}; the "
+                f"nearest are {below} and {below + per_step}"
             )
-        asked[name] = site.width + more // per_unit
+        asked[name] = site.width + more // per_step * site.grows_by
     if len(set(asked.values())) > 1:
         wanted = ", ".join(f"{name} to {targets[name]}" for name in asked)
         raise UserInputError(

@@ -45,7 +45,7 @@ class Policy:
         candidates = [site for site in sites if site.room > 0]
         decisions = [
             GrowthDecision(
-                site.name, min(self.allocator.units(site, history), site.room), type(self.trigger).__name__.lower()
+                site.name, site.possible(self.allocator.units(site, history)), type(self.trigger).__name__.lower()
             )
             for site in self.selector.select(candidates, history)
         ]

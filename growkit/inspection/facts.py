@@ -31,6 +31,7 @@ class SiteFacts:
         flops_per_unit: FLOPs per sample that one more unit adds.
         location: "file:line" where the units are made, or None.
         verified: whether widening a perturbed copy kept the function; None where nobody tried.
+        by_copies: whether it grows by whole copies of its units only.
     """
 
     name: str
@@ -43,6 +44,7 @@ class SiteFacts:
     location: str | None
     verified: bool | None = None
     channels: int | None = None
+    by_copies: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def _site(site: GrowthSite, verified: bool | None) -> SiteFacts:
         location=site.location,
         verified=verified,
         channels=site.channels,
+        by_copies=site.by_copies,
     )
 
 

@@ -82,8 +82,9 @@ def _row(site: SiteFacts, *, inside: bool) -> tuple[str, ...]:
 
 
 def _width(site: SiteFacts) -> str:
-    """Units, and what they are channels of where they are none themselves."""
-    return str(site.width) if site.channels in (None, site.width) else f"{site.width} ({site.channels})"
+    """Units, and what they are channels of where they are none themselves; "xn" where growth is by whole copies."""
+    width = str(site.width) if site.channels in (None, site.width) else f"{site.width} ({site.channels})"
+    return f"{width} xn" if site.by_copies else width
 
 
 def _listed(names: Sequence[str], beside: str) -> str:

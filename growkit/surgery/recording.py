@@ -118,6 +118,9 @@ _SIZES_AS_SCALARS = frozenset({"arange"})
 _WHOLE_NUMBERS = frozenset({"diagonal", "k", "shifts"})
 """Whole numbers that are no sizes, by the name of the argument."""
 
+_BOUNDS = {"slice": ("start", "end"), "split": ("split_size",)}
+"""Whole numbers that may lie beyond the end of the dimension that they cut; then they act on longer inputs only."""
+
 
 @functools.cache
 def _places_of_numbers(func: OpOverload) -> tuple[tuple[int, str, bool], ...]:
@@ -130,6 +133,8 @@ def _places_of_numbers(func: OpOverload) -> tuple[tuple[int, str, bool], ...]:
     for position, argument in enumerate(func._schema.arguments):
         kind = str(argument.type).removeprefix("Optional[").removesuffix("]")
         if kind in ("number", "Scalar", "float") or (kind == "int" and argument.name in _WHOLE_NUMBERS):
+            found.append((position, argument.name, False))
+        elif kind == "int" and argument.name in _BOUNDS.get(name, ()):
             found.append((position, argument.name, False))
         elif kind == "Tensor" and torch.Tag.pointwise in func.tags:
             found.append((position, argument.name, gates))
@@ -146,12 +151,22 @@ def _numbers(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], resu
     if not places or not _matters(func, args, result):
         return ()
     found: list[float | None] = []
+    bounds = _BOUNDS.get(_base(func), ())
     for position, name, gate in places:
         value = args[position] if position < len(args) else kwargs.get(name)
+        if name in bounds and not _is_beyond(func, value, args, kwargs):
+            value = None
         if isinstance(value, Tensor):
             value = value.item() if gate and value.numel() == 1 and not value.is_meta else None
         found.append(float(value) if isinstance(value, (int, float)) else None)
     return tuple(found)
+
+
+def _is_beyond(func: OpOverload, bound: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a bound lies beyond the end that it counts from; an end that is left open does not."""
+    position = next(i for i, argument in enumerate(func._schema.arguments) if argument.name == "dim")
+    dim = args[position] if position < len(args) else kwargs.get("dim", 0)
+    return isinstance(bound, int) and abs(bound) < sys.maxsize and abs(bound) > args[0].shape[dim]
 
 
 def _matters(func: OpOverload, args: Sequence[Any], result: Any) -> bool:

@@ -14,6 +14,7 @@ from growkit.errors import GrowthRefused, SurgeryError
 from growkit.graph import (
     AttributeEdit,
     Average,
+    Copy,
     GrowthSite,
     Scale,
     Silence,
@@ -185,9 +186,9 @@ class _Patient:
 
     def resize(self, growth: Growth, edits: Sequence[TensorEdit], values: Sequence[ValueEdit]) -> list[TensorChange]:
         """Tensors and optimizer state; the attributes come when the site has its new width."""
-        self._change([one for one in values if not isinstance(one, Silence | Average)])
+        self._change([one for one in values if not isinstance(one, Silence | Average | Copy)])
         changes = [_resize(self, edit, growth.extension) for edit in edits]
-        self._change([one for one in values if isinstance(one, Silence | Average)])
+        self._change([one for one in values if isinstance(one, Silence | Average | Copy)])
         return changes
 
     def set_sizes(self, edits: Sequence[AttributeEdit], tensors: Sequence[str]) -> list[AttributeChange]:
@@ -198,7 +199,7 @@ class _Patient:
 
     def _change(self, edits: Sequence[ValueEdit]) -> None:
         for edit in edits:
-            tensor = self.directory[edit.name, edit.kind if isinstance(edit, Scale) else "parameter"]
+            tensor = self.directory[edit.name, edit.kind if isinstance(edit, Scale | Copy) else "parameter"]
             self.log.replace(tensor, edited(self.model, tensor, edit))
 
 

@@ -231,9 +231,7 @@ class Trial:
     def _widen(
         self, model: nn.Module, sites: Sequence[GrowthSite], draw: int, caches: Sequence[Emptied] | None = None
     ) -> Edit:
-        # unequal numbers: widths that are tied behind the graph's back must not stay equal, or in proportion, by chance
-        units = [(site, trial_units(site) + number % 3) for number, site in enumerate(sites)]
-        growths = [Growth(site, num, _random(model, site, num, draw)) for site, num in units]
+        growths = [Growth(site, num, _random(model, site, num, draw)) for site, num in _units(sites)]
         return grow(model, growths, caches=caches)
 
 
@@ -245,14 +243,14 @@ def _smaller(model: nn.Module, attributes: Sequence[SizeAttribute]) -> list[Attr
 
 
 def _random(model: nn.Module, site: GrowthSite, num_new: int, draw: int) -> Extension:
-    """Gaussian new slices everywhere but where they must be silent."""
+    """Gaussian new slices of weights but where they must be silent; biases stay zero, as initialisers leave them."""
     generator = torch.Generator().manual_seed(draw)
     values = {}
     for edit in site.tensor_edits(num_new):
         if edit.kind != "parameter" or edit.pass_through:
             continue
         tensor = lookup(model, edit.names[0], edit.kind)
-        for dim, index in enumerate(edit.index_maps):
+        for dim, index in enumerate(edit.index_maps if tensor.dim() > 1 else ()):
             if index is None or dim in edit.silent_dims:
                 continue
             shape = list(tensor.shape)
@@ -284,10 +282,22 @@ def _warm_recordings(model: nn.Module, inputs: Inputs) -> list[Recording]:
     return recorded.runs
 
 
-def trial_units(site: GrowthSite) -> int:
-    """A quarter; at least 4 where a unit is one channel, for a single one may be silent by chance."""
+def _units(sites: Sequence[GrowthSite]) -> list[tuple[GrowthSite, int]]:
+    """How many units each site gets: unequal numbers.
+
+    Widths that are tied behind the graph's back must not stay equal, or in proportion, by chance.
+    """
+    copied = [site for site in sites if site.by_copies]
+    return [
+        (site, site.width * (1 + copied.index(site) % 2) if site.by_copies else _quarter(site) + number % 3)
+        for number, site in enumerate(sites)
+    ]
+
+
+def _quarter(site: GrowthSite) -> int:
+    """A quarter; at least 8 where a unit is one channel: one may be silent by chance, and `C // 8` must take a step."""
     single = len(site.atoms) == 1 and site.width > 4
-    return max(4 if single else 1, site.width // 4)
+    return max(8 if single else 1, site.width // 4)
 
 
 def _changed(worst: float) -> Outcome:

@@ -1,11 +1,11 @@
-"""Changes of values that a site's remedies ask for: scaling, centring, silencing."""
+"""Changes of values that a site's remedies ask for: scaling, centring, silencing, copying."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from growkit.graph import Average, Centre, LiftGain, Scale, Silence, ValueEdit
+from growkit.graph import Average, Centre, Copy, LiftGain, Scale, Silence, ValueEdit
 
 __all__ = ["Directory", "edited", "lookup"]
 
@@ -51,6 +51,8 @@ def edited(model: nn.Module, tensor: Tensor, edit: ValueEdit) -> Tensor:
     values = tensor.data.clone()
     if isinstance(edit, Silence):
         return values.index_fill_(edit.dim, torch.from_numpy(edit.rows).to(values.device), 0.0)
+    if isinstance(edit, Copy):
+        return values.copy_(tensor.data.index_select(edit.dim, torch.from_numpy(edit.origins).to(values.device)))
     if isinstance(edit, Scale):
         return values.mul_(edit.factor) if edit.rows is None else _scale_rows(values, edit)
     if isinstance(edit, LiftGain):

@@ -1,6 +1,7 @@
 """One operation or idiom per entry, between a layer `a` that makes units and a layer `b` that reads them.
 
-What each entry expects: the width of every site, or for a width that must be refused the reason.
+What each entry expects: the width of every site, or the reason for a width that must be refused or that grows by whole
+copies only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+class ByCopies(str):
+    """Why a width cannot grow unit by unit; whole copies of all its units are exact."""
+
 
 Expected = dict[str, int | str]
 Factory = Callable[[], Any]
@@ -27,7 +33,7 @@ class Case:
     @property
     def accepts(self) -> bool:
         """Whether a site is expected."""
-        return any(isinstance(width, int) for width in self.expected.values())
+        return any(isinstance(width, int | ByCopies) for width in self.expected.values())
 
 
 class Net(nn.Module):

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rule_cases.kit import image, images, pair, series, tokens, tokens2, vector, volume, weight
+from rule_cases.kit import ByCopies, image, images, pair, series, tokens, tokens2, vector, volume, weight
 
 RUNS = "runs over it"
+COPIES = ByCopies(RUNS)
 SLID = "is slid over as if it were positions"
 
 
@@ -71,12 +72,12 @@ REDUCTIONS = {
         w=lambda: nn.Sequential(nn.Conv2d(8, 3, 1), nn.ReLU(), nn.Conv2d(3, 8, 1)),
     ),
     "spatial_attention": image(
-        lambda m, h: h * m.w(torch.cat([h.mean(1, keepdim=True), h.amax(1, keepdim=True)], 1)).sigmoid(), RUNS,
+        lambda m, h: h * m.w(torch.cat([h.mean(1, keepdim=True), h.amax(1, keepdim=True)], 1)).sigmoid(), COPIES,
         w=lambda: nn.Conv2d(2, 1, 3, padding=1),
     ),
     "sum_width": vector(lambda m, h: h + h.sum(1, keepdim=True), RUNS),
-    "max_width": vector(lambda m, h: h - h.max(1, keepdim=True)[0], RUNS),
-    "max_all": vector(lambda m, h: h - h.max(), RUNS),
+    "max_width": vector(lambda m, h: h - h.max(1, keepdim=True)[0], COPIES),
+    "max_all": vector(lambda m, h: h - h.max(), COPIES),
     "argmax_width": vector(lambda m, h: h * h.argmax(1, keepdim=True), RUNS),
     "max_positions": tokens(lambda m, h: h.max(1)[0] + h.max(1)[1] + h.argmin(1), 8),
     "median_width": vector(lambda m, h: h - h.median(1, keepdim=True)[0], RUNS),

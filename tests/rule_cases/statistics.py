@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rule_cases.kit import image, tokens, vector, weight
+from rule_cases.kit import ByCopies, image, tokens, vector, weight
 
 
 class ResponseNorm(nn.Module):
@@ -50,16 +50,24 @@ MEANS = {
     "root_mean_square_without_eps": vector(lambda m, h: h * h.square().mean(1, keepdim=True).rsqrt(), 8),
     "mean_of_units_as_gate": vector(lambda m, h: h * h.mean(1, keepdim=True), 8),
     "mean_of_units_behind_sigmoid": vector(
-        lambda m, h: h * h.mean(1, keepdim=True).sigmoid(), "mean runs over it, and sigmoid reads that before"
+        lambda m, h: h * h.mean(1, keepdim=True).sigmoid(),
+        ByCopies("mean runs over it, and sigmoid reads that before"),
     ),
-    "mean_of_units_added": vector(lambda m, h: h + h.mean(1, keepdim=True), "not 0 where linear reads them"),
-    "mean_of_units_mixed": vector(lambda m, h: h + h * h.mean(1, keepdim=True), "add mixes that with what does not"),
+    "mean_of_units_added": vector(lambda m, h: h + h.mean(1, keepdim=True), ByCopies("not 0 where linear reads them")),
+    "mean_of_units_mixed": vector(
+        lambda m, h: h + h * h.mean(1, keepdim=True), ByCopies("add mixes that with what does not")
+    ),
     "mean_with_a_number": vector(
-        lambda m, h: h / (h.abs().mean(1, keepdim=True) + 1e-2), "keep the number in an attribute called eps"
+        lambda m, h: h / (h.abs().mean(1, keepdim=True) + 1e-2),
+        ByCopies("keep the number in an attribute called eps"),
     ),
-    "mean_with_a_shared_eps": tokens(lambda m, h: m.n(h), "that nothing else reads", n=lambda: MeanNorm(8, twice=True)),
+    "mean_with_a_shared_eps": tokens(
+        lambda m, h: m.n(h), ByCopies("that nothing else reads"), n=lambda: MeanNorm(8, twice=True)
+    ),
     "mean_with_a_gain_read_twice": vector(
-        lambda m, h: m.w * _ratio(h) + m.w * h, "'w', which could make up for that, is read elsewhere", w=weight(8)
+        lambda m, h: m.w * _ratio(h) + m.w * h,
+        ByCopies("'w', which could make up for that, is read elsewhere"),
+        w=weight(8),
     ),
     "mean_of_a_weight": vector(lambda m, h: h * m.w / m.w.abs().mean(), "mean runs over it", w=weight(8)),
 }

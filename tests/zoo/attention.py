@@ -307,9 +307,8 @@ ENTRIES = (
         "transformer encoder",
         lambda: EncoderClassifier(norm_first=False),
         padded,
-        grows=(("encoder.layers.*.linear1", 40),),
-        refused={"embed": "read by norms and by linear"},
-        notes="post-norm: the last norm's output is added again",
+        grows=(("encoder.layers.*.linear1", 40), ("embed", None)),
+        notes="post-norm: the last norm's output is added again, so the stream grows by whole copies",
     ),
     Entry(
         "transformer encoder, norm first",
@@ -322,18 +321,16 @@ ENTRIES = (
         "transformer seq2seq",
         Seq2Seq,
         lambda: (tokens(), tokens(length=5)),
-        grows=(("transformer.*coder.layers.0.linear1", 40),),
-        refused={"source": "read by norms and by linear"},
+        grows=(("transformer.*coder.layers.0.linear1", 40), ("source", None)),
         slow=True,
     ),
     Entry(
         "swin",
         Swin,
         image,
-        grows=(("blocks.*.mlp.0", 56), ("merge.reduction", 48)),
-        refused={"stem": "normalised together with other widths or positions"},
-        notes="one norm reads four tokens of the stream side by side, which a shift of each token would change; the "
-        "width behind the merging is read by a norm only",
+        grows=(("blocks.*.mlp.0", 56), ("merge.reduction", 48), ("stem", None)),
+        notes="one norm reads four tokens of the stream side by side, which a shift of each token would change but "
+        "copies of all channels do not; the width behind the merging is read by a norm only",
     ),
     Entry(
         "perceiver",
@@ -355,17 +352,15 @@ ENTRIES = (
         "mixer",
         Mixer,
         image,
-        grows=(("blocks.*.tokens.0", 20), ("blocks.*.channels.0", 52)),
-        refused={"stem": "cannot be centred"},
-        notes="the mixing over positions writes what is not linear in the channels, and no zeros",
+        grows=(("blocks.*.tokens.0", 20), ("blocks.*.channels.0", 52), ("stem", 24)),
+        notes="the mixing over positions writes what is not linear in the channels, and no zeros, but copies of copies",
     ),
     Entry(
         "gmlp",
         GMLP,
         image,
-        grows=(("stem", 24),),
-        refused={"fc1": "read by norms and by mul"},
-        notes="fc1's second half goes through gelu into the norm: neither centred nor zero; the stream is read by mean "
-        "and head beside the norm, which new channels with the mean allow",
+        grows=(("stem", 24), ("fc1", 30)),
+        notes="fc1's second half goes through gelu into the norm: neither centred nor zero, so by whole copies; the "
+        "stream is read by mean and head beside the norm, which new channels with the mean allow",
     ),
 )

@@ -286,9 +286,8 @@ ENTRIES = (
         "group norm resnet",
         GroupNormResNet,
         image,
-        grows=(("layer1.conv1", 4), ("layer2.conv1", 4), ("stem", 4), ("layer2.conv2", 4)),
-        refused={"layer1.conv1*": "group_norm statistics run over it"},
-        notes="new groups are independent: every width grows by whole groups",
+        grows=(("layer1.conv1", 4), ("layer1.conv1", 2), ("layer2.conv1", 4), ("stem", 4), ("layer2.conv2", 4)),
+        notes="new groups are independent: every width grows by whole groups; groups grow by whole copies inside",
     ),
     Entry(
         "weight standardised",
@@ -302,9 +301,8 @@ ENTRIES = (
         "convnext",
         ConvNeXt,
         lambda: image(32),
-        grows=(("*.pwconv1", 36),),
-        refused={"stem.0": "read by norms and by conv2d"},
-        notes="the stem's norm stands before the stream's other readers",
+        grows=(("*.pwconv1", 36), ("stem.0", 10)),
+        notes="the stem's norm stands before the stream's other readers, so it grows by whole copies",
     ),
     Entry("squeeze excite", SENet, image, grows=(("conv.0", 12), ("se.fc.0", 4), ("conv2.0", 9))),
     Entry(

@@ -250,9 +250,8 @@ ENTRIES = (
         "branch on a mean",
         BranchOnMean,
         vector,
-        grows=(("b", 9),),
-        refused={"a": "mean"},
-        notes="the mean over units decides",
+        grows=(("a", 12), ("b", 9)),
+        notes="the mean over units decides, which copies leave alone",
     ),
     Entry("branch on the input", BranchOnInput, vector, grows=(("a", 12), ("b", 9))),
     Entry(

@@ -6,6 +6,7 @@ Legend: `x` activation, `w` weight, `I` fan-in, `O` fan-out, `G` groups.
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from typing import Any
 
 from torch.fx import Node
@@ -62,10 +63,29 @@ def convolution(ctx: Context, call: Call) -> Dims:
     _contract(ctx, call["weight"], inward, w[inward])
     if groups == 1 or size(w[0]) != groups or transposed:  # a depthwise kernel passes its units on, it makes none
         ctx.produce(call["weight"], outward)
-    positions = ctx.spatial(x[channel + 1 :], call.shape[channel + 1 :])
+    positions = _slid_over(ctx, call, x[channel + 1 :], w[2:])
     _bias(ctx, call["bias"], fan_out)
     ctx.count(*x[:channel], *(x[channel + 1 :] if transposed else positions), *w)
     return (*x[:channel], fan_out, *positions)
+
+
+def _slid_over(ctx: Context, call: Call, before: Dims, kernel: Dims) -> Dims:
+    """The positions after a convolution; along a kernel of size 1 without stride or padding each stays by itself."""
+    assert call.shape is not None
+    steps = [_each(call.get(name, default), len(before)) for name, default in (("stride", 1), ("padding", 0))]
+    result = []
+    for axis, (dim, width) in enumerate(zip(before, call.shape[-len(before) :], strict=True)):
+        alone = size(kernel[axis]) == 1 and [one[axis] for one in steps] == [1, 0] and size(dim) == width
+        result += [dim] if alone else ctx.spatial((dim,), (width,))
+    return tuple(result)
+
+
+def _each(value: Any, count: int) -> Sequence[Any]:
+    """A number for every axis; "same" and "valid" pad a kernel of size 1 by nothing."""
+    if isinstance(value, str):
+        return [0] * count
+    values = [value] if isinstance(value, int) else list(value)
+    return values * count if len(values) == 1 else values
 
 
 @rule("addmm", "baddbmm")

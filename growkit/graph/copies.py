@@ -1,0 +1,115 @@
+"""Growth by whole copies: what is exact where statistics run over units and neither zeros nor means are.
+
+Every new unit is a copy of an old one, and each old one is copied equally often: a mean, a variance, a largest entry
+over the units stay what they were, and so does all that is computed from them unit by unit. What contracts the units
+against weights reads zeros in the place of the copies. A sum, a norm or a soft-max over the units does change.
+
+The copies part at the first step, for the weights that read them differ then (Net2Net copies units likewise, Chen et
+al. 2016, but divides what reads them by the number of copies).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from growkit.graph.dimensions import Atom, Dim, Product, copy_origins, resolve
+from growkit.graph.records import AttributeEdit, Copy, ValueEdit
+from growkit.graph.rules.context import Call, Context, Flagged, TensorUse
+
+__all__ = ["CopyRemedy", "copy_remedy"]
+
+MOMENTS = frozenset({
+    "layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mean", "nanmean", "amax", "amin", "aminmax",
+})  # fmt: skip
+"""What does not see how often entries occur, as long as all occur equally often."""
+
+VARIANCES = frozenset({"var", "std", "var_mean", "std_mean"})
+
+EXTREMES = frozenset({"max", "min"})
+
+
+@dataclass(frozen=True, eq=False)
+class CopyRemedy:
+    """Copies of all units, read by zeros.
+
+    Attributes:
+        atom: the width.
+        uses: the dimensions of tensors that take copies.
+        reason: why no other number of units will do; completes "this width ...".
+    """
+
+    atom: Atom
+    uses: tuple[tuple[TensorUse, int], ...]
+    reason: str
+    silences_writers: bool = field(default=False, init=False)
+    silenced_readers: frozenset[tuple[str, int]] = field(default=frozenset(), init=False)
+    copies: bool = field(default=True, init=False)
+
+    def value_edits(self, sizes: Mapping[Atom, int]) -> list[ValueEdit]:
+        return [
+            Copy(record.names[0], record.kind, axis, copy_origins(record.dims[axis], sizes, self.atom))
+            for record, axis in self.uses
+        ]
+
+    def attribute_edits(self, sizes: Mapping[Atom, int]) -> list[AttributeEdit]:
+        return []
+
+
+def copy_remedy(
+    flagged: Sequence[tuple[Context, Flagged]], atom: Atom, uses: Sequence[tuple[TensorUse, int]], reason: str
+) -> CopyRemedy | None:
+    """Growth of `atom` by whole copies; None where that would change the function too.
+
+    Args:
+        flagged: where statistics run over it, with the traces.
+        atom: the width.
+        uses: all dimensions of tensors that it is part of.
+        reason: why no other number of units will do.
+    """
+    if not all(_bears_copies(ctx, one, atom) for ctx, one in flagged):
+        return None
+    if not any(axis in record.consumer_dims for record, axis in uses):
+        return None  # copies that all have the same readers would never part
+    if any(axis in record.consumer_dims and axis in record.producer_dims for record, axis in uses):
+        return None  # such as a tied embedding, that makes the copies and reads them
+    return CopyRemedy(atom, tuple((record, axis) for record, axis in uses if axis not in record.consumer_dims), reason)
+
+
+def _bears_copies(ctx: Context, flagged: Flagged, atom: Atom) -> bool:
+    """Whether a statistic stays when every unit occurs equally often once more."""
+    if flagged.node.op != "call_function" or flagged.node not in ctx.depends_on_input:
+        return False  # the weights that read the copies are zeros, no copies
+    if _power(flagged.dim, atom) is None:
+        return False
+    call = Call(flagged.node)
+    if call.name in VARIANCES:
+        return call.get("correction", 1) == 0 or call.get("unbiased", True) is False
+    if call.name in EXTREMES:
+        return not any(_takes_indices(user) for user in flagged.node.users)
+    return call.name in MOMENTS
+
+
+def _takes_indices(user: Node) -> bool:
+    """Which of several equal entries is the largest is not told."""
+    return user.target is operator.getitem and user.args[1] == 1 and bool(user.users)
+
+
+def _power(dim: Dim, atom: Atom) -> int | None:
+    """By which power of the number of copies every entry of a dimension is repeated; None where they differ."""
+    dim = resolve(dim)
+    if isinstance(dim, Atom):
+        return int(dim is atom)
+    if isinstance(dim, Product):
+        total = 0
+        for factor in dim.factors:
+            power = _power(factor, atom)
+            if power is None:
+                return None
+            total += power
+        return total
+    powers = {_power(segment, atom) for segment in dim.segments}
+    return powers.pop() if len(powers) == 1 else None

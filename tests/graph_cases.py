@@ -165,10 +165,10 @@ class Refused(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.norm, self.b, self.c = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 7), nn.Linear(7, 3)
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(7, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.b(self.norm(torch.tanh(self.a(x))))
+        x = self.b(self.a(x).softmax(-1))
         x = torch.fft.fft(x).real  # no rule for this one
         return self.c(x)
 

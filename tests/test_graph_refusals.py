@@ -18,7 +18,7 @@ def test_every_refusal_says_why_and_where():
     refusals = {refusal.name: refusal for refusal in traced("refused")[2].refusals}
     reasons = {name: refusal.reason for name, refusal in refusals.items()}
     assert len(traced("refused")[2]) == 0
-    assert reasons["a"] == "is written by tanh, which cannot be centred, and read by a norm"
+    assert reasons["a"] == "softmax runs over it, and new entries would change its result"
     assert reasons["b"] == "is transformed by fft_fft"
     assert reasons["c"] == "is the model's output"
     assert reasons["a.weight[1]"] == "is the model's input"
@@ -69,7 +69,7 @@ def test_kernel_and_spatial_sizes_are_not_listed():
 
 
 def test_asking_for_a_refused_or_unknown_site_explains():
-    with pytest.raises(GrowthRefused, match=r"'a' \(width 8\) may not grow: it is written by tanh.*graph_cases.py:\d+"):
+    with pytest.raises(GrowthRefused, match=r"'a' \(width 8\) may not grow: it softmax runs over it.*cases.py:\d+"):
         traced("refused")[2]["a"]
     with pytest.raises(ModelError, match=r"No growth site is named 'layer.0'; did you mean 'layers.0'"):
         traced("mlp")[2]["layer.0"]

@@ -166,7 +166,10 @@ def test_a_plan_keeps_within_what_is_afforded() -> None:
 
 
 def sites(**widths: int) -> Any:
-    return [SimpleNamespace(name=name.replace("_", "."), seed_width=width) for name, width in widths.items()]
+    return [
+        SimpleNamespace(name=name.replace("_", "."), seed_width=width, by_copies=False)
+        for name, width in widths.items()
+    ]
 
 
 def test_a_target_is_a_multiple_of_the_seed_or_widths_by_pattern() -> None:

@@ -415,6 +415,7 @@ class WithoutGain(Transformer):
 )
 def test_a_stream_that_cannot_take_single_channels_says_why_and_takes_whole_copies(kind: type[nn.Module], reason: str):
     model, sites = prepared(kind())
+    assert not growkit.verify_sites(copy.deepcopy(model).float(), sites, example=IMAGE).refusals
     with pytest.raises(GrowthRefused, match=reason):
         sites["patches"].grown(3)
     assert_exact(model, sites["patches"], 8)

@@ -47,14 +47,14 @@ class Heads(nn.Module):
         return self.outer(self.inner(x).view(2, self.heads, 3).tanh().flatten(1))
 
 
-def test_the_stream_is_refused_and_the_widths_beside_it_grow():
+def test_the_stream_grows_by_whole_copies_and_the_widths_beside_it_by_units():
     torch.manual_seed(0)
     model = Stages()
     sites = growkit.find_sites(model, torch.randn(2, 3, 8, 8))
-    assert [site.width for site in sites] == [12, 12]
+    assert [(site.width, site.by_copies) for site in sites] == [(8, True), (12, False), (12, False)]
     with pytest.raises(GrowthRefused, match=r"is written by conv2d, which cannot be centred, and read by a norm"):
-        sites["stem"]
-    assert len(growkit.verify_sites(model, sites).sites) == 2
+        sites["stem"].grown(4)
+    assert len(growkit.verify_sites(model, sites).sites) == 3
 
 
 def test_attributes_that_the_forward_does_not_read_are_told_from_those_that_it_does():

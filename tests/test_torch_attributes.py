@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from growkit import find_sites
+from growkit import find_sites, widen
 from growkit.graph import AttributeEdit
 from growkit.surgery import Growth, Inputs, grow, verify_sites
 from growkit.surgery.attributes import find_attribute_changes
@@ -45,3 +45,16 @@ def test_wider_heads_are_known_to_torchs_attention() -> None:
     edits = [AttributeEdit("attention", "embed_dim", 15)]
     changes = find_attribute_changes(Block(), edits, ["attention.in_proj_weight"])
     assert {(change.name, change.new) for change in changes} == {("embed_dim", 15), ("head_dim", 5)}
+
+
+def test_a_layer_norm_without_weights_keeps_its_size_in_an_attribute_that_follows():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 3))
+    x = torch.randn(4, 5)
+    (site,) = verify_sites(model, list(find_sites(model, x)), Inputs((x,))).sites
+    before = model(x)
+    edit = widen(model, site, 8)
+    assert model[1].normalized_shape == (16,)
+    torch.testing.assert_close(model(x), before, rtol=0, atol=1e-6)
+    edit.undo()
+    assert model[1].normalized_shape == (8,)

@@ -200,6 +200,44 @@ def test_streams_that_no_zeros_leave_alone(model: nn.Module):
     torch.testing.assert_close(model(x), before, rtol=0, atol=2e-6)
 
 
+class ChannelAttention(nn.Module):
+    """Channels of a head attend to one another (El-Nouby et al. 2021): soft-max over units, and units are weighed."""
+
+    def __init__(self, how: str = "matmul") -> None:
+        super().__init__()
+        self.how, self.embed = how, nn.Linear(5, 8)
+        self.qkv, self.out, self.head = nn.Linear(8, 6 * CHANNELS), nn.Linear(2 * CHANNELS, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 4, 1).unbind(0)  # [B, heads, C, N] each
+        if self.how == "fused":
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            weights = (q @ k.transpose(-2, -1)).softmax(-1)
+            mixed = weights @ v if self.how == "matmul" else weights @ v + weights.amax(-1, keepdim=True)
+        return self.head(x + self.out(mixed.permute(0, 3, 1, 2).flatten(2)).tanh()).mean(1)
+
+
+@pytest.mark.parametrize("how", ["matmul", "fused"])
+def test_channels_that_attend_to_channels_bear_copies(how: str):
+    torch.manual_seed(0)
+    model, x = ChannelAttention(how).double(), torch.randn(3, 7, 5).double()
+    verdict = growkit.verify_sites(model, growkit.find_sites(model, x))
+    (copied,) = [site for site in verdict.sites if site.by_copies]
+    assert copied.width == CHANNELS
+    before = model(x)
+    growkit.widen(model, copied, CHANNELS)
+    assert model.out.in_features == 4 * CHANNELS
+    torch.testing.assert_close(model(x), before, rtol=0, atol=1e-14)
+
+
+def test_weights_of_a_softmax_that_are_read_elsewhere_do_not():
+    torch.manual_seed(0)
+    sites = growkit.find_sites(ChannelAttention("read"), torch.randn(3, 7, 5))
+    assert not [site for site in sites if site.by_copies]
+
+
 def test_a_norm_over_several_widths_does_not_bear_copies_of_one():
     class Joined(nn.Module):
         def __init__(self) -> None:

@@ -148,7 +148,7 @@ def _command(task: _Task, settings: CoverageSettings) -> list[str]:
 def _rows(ends: Iterator[tuple[_Task, Ending]], settings: CoverageSettings) -> Iterator[tuple[_Task, Row]]:
     for task, ending in ends:
         row = json.loads(task.path.read_text()) if task.path.exists() else {"stage": "start", "seconds": {}}
-        row["wall_seconds"] = round(ending.seconds, 2)
+        row["wall_seconds"], row["limit_seconds"] = round(ending.seconds, 2), settings.limit_seconds
         if row["stage"] != DONE and "failure" not in row:
             row["failure"] = _end_of(ending, settings)
         yield task, row
@@ -182,7 +182,7 @@ def _conclude(settings: CoverageSettings, entries: list[Entry], ledgers: dict[st
         "version": SUMMARY_VERSION,
         "set": settings.name,
         "in_set": len(entries),
-        "limit_seconds": settings.limit_seconds,
+        "limit_seconds": {tool: sorted({row["limit_seconds"] for row in of_tool}) for tool, of_tool in rows.items()},
         "command": shlex.join(["growkit", *environment.pop("command")[1:]]),
         "environment": environment,
         **summarise(rows["growkit"], rows.get("torch-pruning")),

@@ -287,6 +287,10 @@ def _peer_word(peer: Row | None) -> str:
     return "usable" if peer.get("usable") else "nothing pruned"
 
 
+def _limits(of_tools: dict[str, list[float]]) -> str:
+    return ", ".join(f"{tool} {' or '.join(f'{one:g} s' for one in limits)}" for tool, limits in of_tools.items())
+
+
 def readme(summaries: Sequence[dict[str, Any]]) -> str:
     """The page of a folder of results: for every set its command, versions, hardware and summary."""
     parts = [
@@ -301,8 +305,8 @@ def readme(summaries: Sequence[dict[str, Any]]) -> str:
         parts += [
             f"## {name}",
             f"```bash\n{summary['command']}\n```",
-            f"Rows: `{name}.jsonl`; model by model: [{name}.md]({name}.md); these numbers: `{name}.json`. Limit "
-            f"{summary['limit_seconds']:g} s a model. {environment['processor']}, {environment['cores']} cores, "
+            f"Rows: `{name}.jsonl`; model by model: [{name}.md]({name}.md); these numbers: `{name}.json`. "
+            f"Limits of one model: {_limits(summary['limit_seconds'])}. {environment['processor']}, {environment['cores']} cores, "
             f"{environment['platform']}. {versions}.",
             render(summary).strip(),
         ]

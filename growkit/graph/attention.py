@@ -107,6 +107,8 @@ def head_size(ctx: Context, node: Node, atom: Atom, modules: Mapping[str, Any]) 
     call = Call(node)
     if call.name == "scaled_dot_product_attention":
         query, key, rescale = call["query"], call["key"], call.get("scale") is None
+        if atom in leaves(ctx.dims(key)[-2]):  # channels attend to one another
+            raise NoHeadSize("new entries would change its result")
     elif call.name in ("matmul", "bmm"):
         query, key, rescale = call.at(0), call.at(1), _follows_the_size(ctx, node, atom, modules)
     elif call.name == "einsum" and len(call["tensors"]) == 2:

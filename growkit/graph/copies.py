@@ -2,7 +2,8 @@
 
 Every new unit is a copy of an old one, and each old one is copied equally often: a mean, a variance, a largest entry
 over the units stay what they were, and so does all that is computed from them unit by unit. What contracts the units
-against weights reads zeros in the place of the copies. A sum, a norm or a soft-max over the units does change.
+against weights reads zeros in the place of the copies. A soft-max over the units gives each copy a part of the weight,
+and what it weighs is copied too: channels that attend to channels stay what they were. A sum or a norm does change.
 
 The copies part at the first step, for the weights that read them differ then (Net2Net copies units likewise, Chen et
 al. 2016, but divides what reads them by the number of copies).
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from growkit.graph.dimensions import Atom, Dim, Product, copy_origins, resolve
+from growkit.graph.dimensions import Atom, Dim, Product, copy_origins, leaves, resolve, same
 from growkit.graph.records import AttributeEdit, Copy, ValueEdit
 from growkit.graph.rules.context import Call, Context, Flagged, TensorUse
 
@@ -30,6 +31,16 @@ MOMENTS = frozenset({
 VARIANCES = frozenset({"var", "std", "var_mean", "std_mean"})
 
 EXTREMES = frozenset({"max", "min"})
+
+SOFTMAXES = frozenset({"softmax", "_softmax"})
+
+WEIGHTS_KEPT = frozenset({
+    "dropout", "dropout_", "to", "_to_copy", "type_as", "contiguous", "clone", "alias", "expand", "view", "reshape",
+    "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute",
+})  # fmt: skip
+"""What passes the weights of a soft-max on."""
+
+PRODUCTS = frozenset({"matmul", "mm", "bmm"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +81,11 @@ def copy_remedy(
         uses: all dimensions of tensors that it is part of.
         reason: why no other number of units will do.
     """
-    if not all(_bears_copies(ctx, one, atom) for ctx, one in flagged):
+    weighed = [_weighed(ctx, one) for ctx, one in flagged]
+    products = [node for nodes in weighed for node in nodes]
+    if len(set(products)) < len(products):
+        return None  # weights on both sides
+    if not all(one.node in products or _bears_copies(ctx, one, atom) for ctx, one in flagged):
         return None
     if not any(axis in record.consumer_dims for record, axis in uses):
         return None  # copies that all have the same readers would never part
@@ -86,16 +101,48 @@ def _bears_copies(ctx: Context, flagged: Flagged, atom: Atom) -> bool:
     if _power(flagged.dim, atom) is None:
         return False
     call = Call(flagged.node)
+    if call.name in SOFTMAXES:
+        return bool(_weighed(ctx, flagged))
+    if call.name == "scaled_dot_product_attention":  # by the size of a head it changes, not by the number of keys
+        return atom not in leaves(ctx.dims(call["query"])[-1]) and not call.get("is_causal")
     if call.name in VARIANCES:
-        return call.get("correction", 1) == 0 or call.get("unbiased", True) is False
+        return call.get("correction", 1) in (0, 0.0) or call.get("unbiased", True) is False
     if call.name in EXTREMES:
         return not any(_takes_indices(user) for user in flagged.node.users)
     return call.name in MOMENTS
 
 
+def _weighed(ctx: Context, flagged: Flagged) -> list[Node]:
+    """The products in which the weights that a soft-max gives are spent; empty where they go elsewhere too."""
+    if flagged.node.op != "call_function" or Call(flagged.node).name not in SOFTMAXES:
+        return []
+    found, todo = [], [flagged.node]
+    while todo:
+        node = todo.pop()
+        for user in node.users:
+            call = Call(user) if user.op == "call_function" else None
+            if call is not None and call.name in WEIGHTS_KEPT and call.first is node:
+                todo.append(user)
+            elif call is not None and call.name in PRODUCTS and _is_contracted(ctx, call, node, flagged.dim):
+                found.append(user)
+            else:
+                return []
+    return found
+
+
+def _is_contracted(ctx: Context, call: Call, node: Node, dim: Dim) -> bool:
+    """Whether a product runs over the dimension of one of its factors."""
+    left, right = call.at(0), call.at(1)
+    if left is right or node not in (left, right):
+        return False
+    dims = ctx.dims(node)
+    axis = -1 if node is left else max(-2, -len(dims))
+    return same(dims[axis], dim)
+
+
 def _takes_indices(user: Node) -> bool:
     """Which of several equal entries is the largest is not told."""
-    return user.target is operator.getitem and user.args[1] == 1 and bool(user.users)
+    return user.target is operator.getitem and user.args[1:] == (1,) and bool(user.users)
 
 
 def _power(dim: Dim, atom: Atom) -> int | None:

@@ -25,9 +25,9 @@ RATIOS = [Fraction(k) for k in (2, 3, 4)] + [Fraction(1, k) for k in (2, 3, 4)]
 
 OF_TORCH = frozenset({
     "groups", "num_groups", "embed_dim", "kdim", "vdim", "num_heads", "head_dim", "hidden_size", "proj_size",
-    "unflattened_size", "d_model",
+    "unflattened_size", "d_model", "normalized_shape",
 })  # fmt: skip
-"""Size attributes of torch's own modules that do not follow from the shape of a weight."""
+"""Size attributes of torch's own modules that do not follow from the shape of a weight, if they have none."""
 
 CERTAIN = frozenset({"groups", "num_groups"})
 

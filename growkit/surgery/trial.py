@@ -243,14 +243,14 @@ def _smaller(model: nn.Module, attributes: Sequence[SizeAttribute]) -> list[Attr
 
 
 def _random(model: nn.Module, site: GrowthSite, num_new: int, draw: int) -> Extension:
-    """Gaussian new slices of weights but where they must be silent; biases stay zero, as initialisers leave them."""
+    """Gaussian new slices everywhere but where they must be silent."""
     generator = torch.Generator().manual_seed(draw)
     values = {}
     for edit in site.tensor_edits(num_new):
         if edit.kind != "parameter" or edit.pass_through:
             continue
         tensor = lookup(model, edit.names[0], edit.kind)
-        for dim, index in enumerate(edit.index_maps if tensor.dim() > 1 else ()):
+        for dim, index in enumerate(edit.index_maps):
             if index is None or dim in edit.silent_dims:
                 continue
             shape = list(tensor.shape)

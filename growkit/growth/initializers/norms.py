@@ -46,7 +46,10 @@ def gaussian_slices(
     settings: InitializerSettings,
     generator: torch.Generator,
 ) -> dict[tuple[str, int], Tensor]:
-    """Gaussian directions for one side of a site's new units, on every weight of that side; biases stay zero.
+    """Gaussian directions for one side of a site's new units, on every weight of that side.
+
+    Biases stay zero, unless they are all that could wake the units: where one weight makes the units and reads them (an
+    autoencoder with tied weights), it must be zero, and units that are zero on both sides would never learn.
 
     Args:
         site: where.
@@ -58,17 +61,17 @@ def gaussian_slices(
         generator: source of the directions.
     """
     values: dict[tuple[str, int], Tensor] = {}
-    for edit in site.tensor_edits(num_new):
-        tensor = None if edit.pass_through or edit.kind != "parameter" else measurement.tensor(edit.names[0])
-        if tensor is None or tensor.dim() < 2:
-            continue
-        for dim in _dims_of(side, edit):
-            index = edit.index_maps[dim]
-            assert index is not None
-            shape = list(tensor.shape)
-            shape[dim] = int((index < 0).sum())
-            slices = torch.randn(shape, generator=generator).to(tensor)
-            values[edit.names[0], dim] = scaled(slices, dim, slice_norm(tensor, dim, settings))
+    live = [edit for edit in site.tensor_edits(num_new) if not edit.pass_through and edit.kind == "parameter"]
+    tensors = {edit.names[0]: measurement.tensor(edit.names[0]) for edit in live}
+    places = [(edit, dim) for edit in live for dim in _dims_of(side, edit)]
+    weights = [place for place in places if tensors[place[0].names[0]].dim() > 1]
+    for edit, dim in weights or places:
+        index, tensor = edit.index_maps[dim], tensors[edit.names[0]]
+        assert index is not None
+        shape = list(tensor.shape)
+        shape[dim] = int((index < 0).sum())
+        slices = torch.randn(shape, generator=generator).to(tensor)
+        values[edit.names[0], dim] = scaled(slices, dim, slice_norm(tensor, dim, settings)) if weights else 0.1 * slices
     return values
 
 

@@ -306,8 +306,8 @@ def readme(summaries: Sequence[dict[str, Any]]) -> str:
             f"## {name}",
             f"```bash\n{summary['command']}\n```",
             f"Rows: `{name}.jsonl`; model by model: [{name}.md]({name}.md); these numbers: `{name}.json`. "
-            f"Limits of one model: {_limits(summary['limit_seconds'])}. {environment['processor']}, {environment['cores']} cores, "
-            f"{environment['platform']}. {versions}.",
+            f"Limits of one model: {_limits(summary['limit_seconds'])}. {environment['processor']}, "
+            f"{environment['cores']} cores, {environment['platform']}. {versions}.",
             render(summary).strip(),
         ]
     return "\n\n".join(parts) + "\n"

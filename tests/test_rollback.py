@@ -173,7 +173,8 @@ def check(data: st.DataObject, model: nn.Module, name: str, fused: bool, steps: 
         max_size=3,
     )
     for event in data.draw(events):
-        growths = [Growth(site, num, extension(model, site, num)) for site, num in event]
+        orders = [(site, site.width if site.by_copies else num) for site, num in event]
+        growths = [Growth(site, num, extension(model, site, num)) for site, num in orders]
         edits.append(grow(model, growths, optimizer=optimizer))
     grown = model.eval()(x)
     model.train()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import growkit
-from growkit.config.growth import FixedSettings, GrowthSettings, ZeroSettings
+from growkit.config.growth import BudgetSettings, FixedSettings, GrowthSettings, ZeroSettings
 from growkit.device import ComputePolicy
 from growkit.errors import GrowthRefused, UserInputError
 from growkit.graph import GrowthSite
@@ -137,16 +140,27 @@ def test_new_units_copy_and_nothing_reads_them():
     assert not new["1.inner.weight"][:, CHANNELS:].any()
 
 
-def test_copies_part_when_they_learn():
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_all_copies_of_a_unit_part_when_they_learn(copies: int):
     model, x = stacked()
-    growkit.widen(model, copied_site(model, x), CHANNELS)
+    growkit.widen(model, copied_site(model, x), copies * CHANNELS)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    for _ in range(2):
+    for _ in range(3):
         optimizer.zero_grad()
         model(x).square().sum().backward()
         optimizer.step()
-    weight = model.get_parameter("0.weight")
-    assert (weight[:CHANNELS] - weight[CHANNELS:]).abs().max() > 1e-3
+    of_a_unit = model.get_parameter("0.weight").reshape(1 + copies, CHANNELS, -1)
+    apart = (of_a_unit[:, None] - of_a_unit).abs().amax((2, 3)) + torch.eye(1 + copies)
+    assert apart.min() > 1e-4
+
+
+def test_several_copies_of_a_unit_are_read_by_shares_that_add_up_to_nothing():
+    model, x = stacked()
+    old = model.get_parameter("1.inner.weight").clone()
+    growkit.widen(model, copied_site(model, x), 3 * CHANNELS)
+    first, *copies = model.get_parameter("1.inner.weight").reshape(10, 4, CHANNELS).unbind(1)
+    assert torch.equal(first, old) and not sum(copies).any()
+    torch.testing.assert_close(copies[0], -old / 3)
 
 
 def test_optimizer_state_of_copies_is_zero_and_that_of_the_old_stays():
@@ -178,6 +192,40 @@ def test_what_does_not_count_the_units_bears_copies(name: str):
     model, x = Pooled(Statistic(name)), torch.randn(6, 5)
     verdict = growkit.verify_sites(model, growkit.find_sites(model, x))
     assert [site.name for site in verdict.sites] == ["embed"]
+
+
+def compared(h: Tensor) -> Tensor:
+    return h * (h == h.amax(-1, keepdim=True))
+
+
+def masked(h: Tensor) -> Tensor:
+    return h.masked_fill(h < h.max(-1, keepdim=True)[0], 0.0)
+
+
+@pytest.mark.parametrize("gate", [compared, masked, lambda h: (h - h.amax(-1, keepdim=True)).sign()])
+def test_units_that_are_compared_with_the_largest_one_do_not(gate: Callable[[Tensor], Tensor]):
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(5, CHANNELS), nn.Linear(CHANNELS, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(gate(self.embed(x)))
+
+    assert not list(growkit.find_sites(Gated(), torch.randn(6, 5)))
+
+
+def test_running_variances_of_a_batch_norm_over_units_count_them():
+    class Tokens(nn.Module):
+        def __init__(self, *, tracks: bool) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(5, CHANNELS), nn.Linear(CHANNELS, 3)
+            self.norm = nn.BatchNorm1d(7, track_running_stats=tracks)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.embed(x)).tanh())
+
+    assert [len(growkit.find_sites(Tokens(tracks=tracks), torch.randn(3, 7, 5))) for tracks in (False, True)] == [1, 0]
 
 
 @pytest.mark.parametrize("name", ["sum", "argmax", "unbiased", "logsumexp"])
@@ -305,14 +353,20 @@ def test_whole_copies_are_rounded_up_and_always_lead_to_the_target(width: int, t
     assert SiteState("a", 6, width, target, by_copies=True).possible(wished) == units
 
 
-def controller(target: object) -> GrowthController:
+def controller(target: object, **more: Any) -> GrowthController:
     model, x = stacked()
-    settings = GrowthSettings(initializer=ZeroSettings(), target=target, how_many=FixedSettings(units=2))  # type: ignore[arg-type]
+    settings = GrowthSettings(initializer=ZeroSettings(), target=target, how_many=FixedSettings(units=2), **more)  # type: ignore[arg-type]
     sites = growkit.find_sites(model, x)
     compute = ComputePolicy("cpu", "fp32", False, "a test")
     made = GrowthController(model, sites, settings, lambda y, t: (y - t).square().mean(), compute, torch.Generator())
     made.prepare(Inputs((x,)))
     return made
+
+
+def test_a_budget_that_no_copy_fits_leaves_the_other_sites_growing():
+    made = controller(4.0, budget=BudgetSettings(params=600))
+    plan = made.plan(Clock(10, 100))
+    assert plan is not None and plan.final_widths["0"] == CHANNELS and plan.final_widths["1.inner"] > 10
 
 
 def test_a_run_grows_it_by_whole_copies_and_keeps_the_function():

@@ -5,8 +5,9 @@ over the units stay what they were, and so does all that is computed from them u
 against weights reads zeros in the place of the copies. A soft-max over the units gives each copy a part of the weight,
 and what it weighs is copied too: channels that attend to channels stay what they were. A sum or a norm does change.
 
-The copies part at the first step, for the weights that read them differ then (Net2Net copies units likewise, Chen et
-al. 2016, but divides what reads them by the number of copies).
+The copies part at the first step, for the weights that read them differ: the old unit has its own, one copy zeros,
+several copies shares of the old that add up to nothing (Net2Net copies units likewise, Chen et al. 2016, but divides
+what reads them by the number of copies, so that noise must part them).
 """
 
 from __future__ import annotations
@@ -15,22 +16,29 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch.fx import Node
 
 from growkit.graph.dimensions import Atom, Dim, Product, copy_origins, leaves, resolve, same
-from growkit.graph.records import AttributeEdit, Copy, ValueEdit
+from growkit.graph.records import AttributeEdit, Copy, Share, ValueEdit
 from growkit.graph.rules.context import Call, Context, Flagged, TensorUse
 
 __all__ = ["CopyRemedy", "copy_remedy"]
 
 MOMENTS = frozenset({
-    "layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mean", "nanmean", "amax", "amin", "aminmax",
+    "layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mean", "nanmean",
 })  # fmt: skip
 """What does not see how often entries occur, as long as all occur equally often."""
 
 VARIANCES = frozenset({"var", "std", "var_mean", "std_mean"})
 
-EXTREMES = frozenset({"max", "min"})
+EXTREMES = frozenset({"max", "min", "amax", "amin", "aminmax"})
+
+STEPS = frozenset({
+    "eq", "ne", "lt", "le", "gt", "ge", "sign", "sgn", "floor", "ceil", "round", "trunc", "heaviside", "isclose",
+    "logical_not", "nonzero", "fmod", "remainder", "floor_divide",
+})  # fmt: skip
+"""Functions with steps: they would tell a unit from a copy that is equal up to rounding."""
 
 SOFTMAXES = frozenset({"softmax", "_softmax"})
 
@@ -45,26 +53,32 @@ PRODUCTS = frozenset({"matmul", "mm", "bmm"})
 
 @dataclass(frozen=True, eq=False)
 class CopyRemedy:
-    """Copies of all units, read by zeros.
+    """Copies of all units, read by zeros or by shares that add up to nothing.
 
     Attributes:
         atom: the width.
-        uses: the dimensions of tensors that take copies.
+        makers: the dimensions of tensors that take copies.
+        readers: the dimensions that are contracted with the units.
         reason: why no other number of units will do; completes "this width ...".
     """
 
     atom: Atom
-    uses: tuple[tuple[TensorUse, int], ...]
+    makers: tuple[tuple[TensorUse, int], ...]
+    readers: tuple[tuple[TensorUse, int], ...]
     reason: str
     silences_writers: bool = field(default=False, init=False)
     silenced_readers: frozenset[tuple[str, int]] = field(default=frozenset(), init=False)
     copies: bool = field(default=True, init=False)
 
     def value_edits(self, sizes: Mapping[Atom, int]) -> list[ValueEdit]:
-        return [
-            Copy(record.names[0], record.kind, axis, copy_origins(record.dims[axis], sizes, self.atom))
-            for record, axis in self.uses
-        ]
+        edits: list[ValueEdit] = []
+        for record, axis in self.readers:
+            origins = copy_origins(record.dims[axis], sizes, self.atom)
+            if (shares := _shares(origins)).any():
+                edits.append(Share(record.names[0], axis, origins, shares))
+        for record, axis in self.makers:
+            edits.append(Copy(record.names[0], record.kind, axis, copy_origins(record.dims[axis], sizes, self.atom)))
+        return edits
 
     def attribute_edits(self, sizes: Mapping[Atom, int]) -> list[AttributeEdit]:
         return []
@@ -87,11 +101,26 @@ def copy_remedy(
         return None  # weights on both sides
     if not all(one.node in products or _bears_copies(ctx, one, atom) for ctx, one in flagged):
         return None
+    if any(Call(one.node).name in EXTREMES and _is_told_apart(ctx, atom) for ctx, one in flagged):
+        return None
     if not any(axis in record.consumer_dims for record, axis in uses):
         return None  # copies that all have the same readers would never part
     if any(axis in record.consumer_dims and axis in record.producer_dims for record, axis in uses):
         return None  # such as a tied embedding, that makes the copies and reads them
-    return CopyRemedy(atom, tuple((record, axis) for record, axis in uses if axis not in record.consumer_dims), reason)
+    readers = tuple((record, axis) for record, axis in uses if axis in record.consumer_dims)
+    return CopyRemedy(atom, tuple(use for use in uses if use not in readers), readers, reason)
+
+
+def _shares(origins: np.ndarray) -> np.ndarray:
+    """For every position its share in the reader of its origin: 0 for origins, opposite numbers in pairs for copies."""
+    order = np.argsort(origins, kind="stable")
+    starts = np.flatnonzero(np.diff(origins[order], prepend=-1))
+    counts = np.diff(starts, append=len(origins))
+    rank = np.empty(len(origins), dtype=np.int64)
+    rank[order] = np.arange(len(origins)) - np.repeat(starts, counts)
+    copies = np.empty(len(origins), dtype=np.int64)
+    copies[order] = np.repeat(counts - 1, counts)
+    return np.where((rank > 0) & (copies > 1), (rank - (copies + 1) / 2) / np.maximum(copies, 1), 0.0)
 
 
 def _bears_copies(ctx: Context, flagged: Flagged, atom: Atom) -> bool:
@@ -108,8 +137,15 @@ def _bears_copies(ctx: Context, flagged: Flagged, atom: Atom) -> bool:
     if call.name in VARIANCES:
         return call.get("correction", 1) in (0, 0.0) or call.get("unbiased", True) is False
     if call.name in EXTREMES:
-        return not any(_takes_indices(user) for user in flagged.node.users)
-    return call.name in MOMENTS
+        return call.num_outputs == 1 or call.name == "aminmax" or not _takes_indices(flagged.node)
+    return call.name in MOMENTS and call.get("running_var") is None  # running variances count the entries
+
+
+def _is_told_apart(ctx: Context, atom: Atom) -> bool:
+    """Whether the forward compares the units: the largest one may then be a copy, by the last bit."""
+    nodes = [node for node in ctx.values if node.op == "call_function" and Call(node).name.rstrip("_") in STEPS]
+    sources = [ctx.values.get(source) for node in nodes for source in node.all_input_nodes]
+    return any(atom in leaves(dim) for value in sources if isinstance(value, tuple) for dim in value)
 
 
 def _weighed(ctx: Context, flagged: Flagged) -> list[Node]:
@@ -140,9 +176,10 @@ def _is_contracted(ctx: Context, call: Call, node: Node, dim: Dim) -> bool:
     return same(dims[axis], dim)
 
 
-def _takes_indices(user: Node) -> bool:
-    """Which of several equal entries is the largest is not told."""
-    return user.target is operator.getitem and user.args[1:] == (1,) and bool(user.users)
+def _takes_indices(node: Node) -> bool:
+    """Whether it matters which of several equal entries is the largest: that is not told."""
+    items = [user for user in node.users if user.target is operator.getitem]
+    return any(item.args[1:] == (1,) and item.users for item in items)
 
 
 def _power(dim: Dim, atom: Atom) -> int | None:

@@ -80,10 +80,11 @@ def _products(graph: ModelGraph, atom: Atom) -> Iterator[Literal]:
 
 
 def _mates(graph: ModelGraph, product: Literal, factor: Atom, sites: Mapping[Atom, GrowthSite]) -> list[Atom]:
-    """Other atoms of a factor's size that the same module passes on."""
+    """Other atoms of a factor's size that the same module passes on, other factors left out."""
     passed = [literal for literal in graph.literals if literal.owners[:1] == product.owners[:1]]
     atoms = dict.fromkeys(atom for literal in passed for atom in leaves(literal.dim))
-    return [atom for atom in atoms if atom is not factor and atom in sites and atom.size == factor.size]
+    factors = leaves(product.dim)
+    return [atom for atom in atoms if atom not in factors and atom in sites and atom.size == factor.size]
 
 
 def _first(dim: Dim, sites: dict[Atom, GrowthSite], stream: Atom) -> Atom | None:

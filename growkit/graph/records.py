@@ -17,6 +17,7 @@ __all__ = [
     "Member",
     "Refusal",
     "Scale",
+    "Share",
     "Silence",
     "TensorEdit",
     "ValueEdit",
@@ -161,7 +162,26 @@ class Copy:
     origins: np.ndarray
 
 
-ValueEdit = Scale | Centre | LiftGain | Silence | Average | Copy
+@dataclass(frozen=True)
+class Share:
+    """After a weight was resized and filled, the readers of several copies of one unit get shares of the old reader.
+
+    The shares add up to nothing, so the function stays, but copies that are read differently learn differently.
+
+    Attributes:
+        name: the parameter.
+        dim: the dimension that reads the units.
+        origins: for every position under the new size, the position that it copies, perhaps itself.
+        shares: for every position, which part of the reader of its origin is added; 0 for the origins.
+    """
+
+    name: str
+    dim: int
+    origins: np.ndarray
+    shares: np.ndarray
+
+
+ValueEdit = Scale | Centre | LiftGain | Silence | Average | Copy | Share
 """What else must happen to values, beyond zeros in the new places, for the function to stay."""
 
 

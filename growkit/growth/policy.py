@@ -37,19 +37,29 @@ class Policy:
         Args:
             sites: every site that may grow, in the order of the graph.
             history: of the run so far.
-            affords: asked for the widths after the event; while it says no, the last decision is given up.
+            affords: asked for the widths after the event; a site that it says no to is passed over.
 
         Returns:
             One decision per site; none where every site has reached its target or the budget is spent.
         """
         candidates = [site for site in sites if site.room > 0]
-        decisions = [
-            GrowthDecision(
-                site.name, site.possible(self.allocator.units(site, history)), type(self.trigger).__name__.lower()
-            )
-            for site in self.selector.select(candidates, history)
-        ]
-        widths = {site.name: site.width for site in sites}
-        while decisions and not affords(widths | {d.site: widths[d.site] + d.num_new for d in decisions}):
-            decisions.pop()
+        while candidates:
+            chosen = list(self.selector.select(candidates, history))
+            decisions = self._affordable(chosen, {site.name: site.width for site in sites}, history, affords)
+            if decisions:
+                return decisions
+            candidates = [site for site in candidates if site not in chosen]
+        return []
+
+    def _affordable(
+        self, chosen: Sequence[SiteState], widths: dict[str, int], history: History, affords: Affords
+    ) -> list[GrowthDecision]:
+        """One decision for each site, in order, that the budget bears beside those before it."""
+        decisions = []
+        for site in chosen:
+            num_new = site.possible(self.allocator.units(site, history))
+            wider = widths | {site.name: site.width + num_new}
+            if affords(wider):
+                decisions.append(GrowthDecision(site.name, num_new, type(self.trigger).__name__.lower()))
+                widths = wider
         return decisions

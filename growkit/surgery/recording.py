@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,10 +39,12 @@ class Recording:
     Attributes:
         calls: the functions of torch that the code calls, and per call the operations that it leads to, each with the
             numbers that it passes.
+        bounds: per call, the bounds of slices in brackets beyond the end: torch makes no operation of a `x[:99]`.
         places: the user's "file:line" of each call, where asked for.
     """
 
     calls: list[tuple[str, list[tuple[OpOverload, tuple[float | None, ...]]]]] = field(default_factory=list)
+    bounds: list[tuple[int, ...]] = field(default_factory=list)
     places: list[str | None] = field(default_factory=list)
 
 
@@ -72,7 +74,7 @@ class Recorded(Inputs):
     runs: list[Recording] = field(default_factory=list)
 
     def call(self, model: nn.Module) -> list[Tensor]:
-        found = Recording(calls=[("", [])], places=[None])
+        found = Recording(calls=[("", [])], bounds=[()], places=[None])
         with _Operations(found), _Functions(found, self.places):
             outputs = super().call(model)
         self.runs.append(found)
@@ -88,6 +90,7 @@ class _Functions(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name != "__get__":  # attributes of tensors, such as the shape, compute nothing
             self.found.calls.append((name, []))
+            self.found.bounds.append(tuple(_beyond(args[0], args[1])) if name == "__getitem__" else ())
             if self.places:
                 self.found.places.append(_place())
         return func(*args, **(kwargs or {}))
@@ -162,6 +165,25 @@ def _numbers(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], resu
     return tuple(found)
 
 
+def _beyond(tensor: Any, index: Any) -> Iterator[int]:
+    """The bounds of slices in brackets that lie beyond the end of their dimension."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    rest = tensor.dim() - sum(_consumed(item) for item in items)
+    axis = 0
+    for item in items:
+        if isinstance(item, slice) and axis < tensor.dim():
+            size = tensor.shape[axis]
+            yield from (one for one in (item.start, item.stop) if isinstance(one, int) and abs(one) > size)
+        axis += rest if item is Ellipsis else _consumed(item)
+
+
+def _consumed(item: Any) -> int:
+    """How many dimensions one entry of an index takes."""
+    if item is None or item is Ellipsis or isinstance(item, bool):
+        return 0
+    return item.dim() if isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8) else 1
+
+
 def _is_beyond(func: OpOverload, bound: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Whether a bound lies beyond the end that it counts from; an end that is left open does not."""
     position = next(i for i, argument in enumerate(func._schema.arguments) if argument.name == "dim")
@@ -180,6 +202,9 @@ def first_difference(before: Recording, after: Recording, eps: Collection[Change
     for number, ((name, ops), (other, others)) in enumerate(zip(before.calls, after.calls, strict=False)):
         if name != other:
             return Difference(number, f"{_ANOTHER_PATH}: {other!r} in place of {name!r}")
+        for a, b in zip(before.bounds[number], after.bounds[number], strict=False):
+            if a != b:
+                return Difference(number, f"its size bounds a slice, beyond the end on the example: {a}, then {b}")
         if [op for op, _ in ops] != [op for op, _ in others]:
             continue  # torch itself chooses another way to compute the same
         for (op, old), (_, new) in zip(ops, others, strict=True):

@@ -17,6 +17,7 @@ from growkit.graph import (
     Copy,
     GrowthSite,
     Scale,
+    Share,
     Silence,
     TensorEdit,
     ValueEdit,
@@ -30,6 +31,8 @@ from growkit.surgery.tensors import fill_new, grow_state, grow_values, neutral_f
 from growkit.surgery.undo import Edit, UndoLog
 from growkit.surgery.values import Directory, edited
 from growkit.surgery.verify import Inputs
+
+AFTERWARDS = (Silence, Average, Copy, Share)  # changes of values under the new sizes
 
 __all__ = ["Extension", "Growth", "grow", "inside_of", "refuse_stale", "refuse_wrappers"]
 
@@ -186,9 +189,9 @@ class _Patient:
 
     def resize(self, growth: Growth, edits: Sequence[TensorEdit], values: Sequence[ValueEdit]) -> list[TensorChange]:
         """Tensors and optimizer state; the attributes come when the site has its new width."""
-        self._change([one for one in values if not isinstance(one, Silence | Average | Copy)])
+        self._change([one for one in values if not isinstance(one, AFTERWARDS)])
         changes = [_resize(self, edit, growth.extension) for edit in edits]
-        self._change([one for one in values if isinstance(one, Silence | Average | Copy)])
+        self._change([one for one in values if isinstance(one, AFTERWARDS)])
         return changes
 
     def set_sizes(self, edits: Sequence[AttributeEdit], tensors: Sequence[str]) -> list[AttributeChange]:

@@ -1,11 +1,11 @@
-"""Changes of values that a site's remedies ask for: scaling, centring, silencing, copying."""
+"""Changes of values that a site's remedies ask for: scaling, centring, silencing, copying, sharing."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from growkit.graph import Average, Centre, Copy, LiftGain, Scale, Silence, ValueEdit
+from growkit.graph import Average, Centre, Copy, LiftGain, Scale, Share, Silence, ValueEdit
 
 __all__ = ["Directory", "edited", "lookup"]
 
@@ -51,8 +51,9 @@ def edited(model: nn.Module, tensor: Tensor, edit: ValueEdit) -> Tensor:
     values = tensor.data.clone()
     if isinstance(edit, Silence):
         return values.index_fill_(edit.dim, torch.from_numpy(edit.rows).to(values.device), 0.0)
-    if isinstance(edit, Copy):
-        return values.copy_(tensor.data.index_select(edit.dim, torch.from_numpy(edit.origins).to(values.device)))
+    if isinstance(edit, Copy | Share):
+        origin = tensor.data.index_select(edit.dim, torch.from_numpy(edit.origins).to(values.device))
+        return values.copy_(origin) if isinstance(edit, Copy) else values.add_(origin * _along(edit, values))
     if isinstance(edit, Scale):
         return values.mul_(edit.factor) if edit.rows is None else _scale_rows(values, edit)
     if isinstance(edit, LiftGain):
@@ -60,6 +61,12 @@ def edited(model: nn.Module, tensor: Tensor, edit: ValueEdit) -> Tensor:
     if isinstance(edit, Average):
         return _averaged(model, values, edit)
     return _centred(model, values, edit)
+
+
+def _along(edit: Share, values: Tensor) -> Tensor:
+    view = [1] * values.dim()
+    view[edit.dim] = -1
+    return torch.from_numpy(edit.shares).to(values).view(view)
 
 
 def _scale_rows(values: Tensor, edit: Scale) -> Tensor:

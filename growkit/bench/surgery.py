@@ -140,12 +140,12 @@ class _Subject:
             self._time("replay", lambda: replay(seed, edit.records))
 
     def _growth(self, site: GrowthSite) -> Growth:
-        num = max(1, int(SHARE * site.width))
+        num = _a_quarter(site)
         return Growth(site, num, extension(self.model, site, num, torch.Generator().manual_seed(0), fan_out=False))
 
     def _widen(self, site: GrowthSite) -> None:
         """An edit with its verification, of a site that was tried before."""
-        num = max(1, int(SHARE * site.width))
+        num = _a_quarter(site)
         with self._counted("widen"):
             edit = self._time("widen_one", lambda: widen(self.model, site, num, example=self.example))
         edit.undo()
@@ -184,6 +184,11 @@ class _Subject:
             },
             "ratios": {name: middle[name] / units[unit] for name, (unit, _) in GOALS.items()},
         }
+
+
+def _a_quarter(site: GrowthSite) -> int:
+    """Of the units, or one copy of all where only that is exact."""
+    return site.grows_by if site.by_copies else max(1, int(SHARE * site.width))
 
 
 def render(result: dict[str, Any]) -> str:

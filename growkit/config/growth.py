@@ -132,7 +132,7 @@ AnyInitializer = Annotated[GradMaxSettings | RandomSettings | ZeroSettings, BY_N
 
 
 class BudgetSettings(Settings):
-    """No event may take the model beyond these; null is no limit.
+    """No event may take the model beyond these; null is no limit. Sites whose next step does not fit are passed over.
 
     params: parameters of the model. flops: forward, per sample, 2 x MAC.
     """
@@ -157,8 +157,9 @@ class GrowthSettings(Settings):
 
     when: the trigger. where: the sites of an event. how_many: units a site gets. initializer: how they start.
     target: each site's final width: a multiple of its seed width, or widths by pattern of site names, in channels of
-    what is named also where a unit is a head. sites: patterns of the sites that may grow. fallback: what initialises
-    sites the initializer cannot serve; null refuses them.
+    what is named also where a unit is a head; sites that grow by whole copies of their units only take as many copies
+    as fit into a multiple, and refuse a width between two. sites: patterns of the sites that may grow. fallback: what
+    initialises sites the initializer cannot serve; null refuses them.
     tolerance: largest relative change of the outputs (fp32) that an event may cause.
     """
 

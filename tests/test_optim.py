@@ -1,10 +1,24 @@
+"""Optimizers by name: what settings become, and what every one of them must bear."""
+
 from __future__ import annotations
+
+import copy
+import io
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from growkit.config.train import AdamSettings, AdamWSettings, SGDSettings
+import growkit
+from growkit.config.train import (
+    AdaBoundSettings,
+    AdamSettings,
+    AdamWSettings,
+    AMSBoundSettings,
+    AnyOptimizer,
+    SGDSettings,
+)
 from growkit.errors import ModelError
 from growkit.optim import build_optimizer
 
@@ -90,3 +104,86 @@ def test_nothing_to_train_is_refused():
 def test_complex_parameters_are_trained_without_fusing():
     optimizer = build_optimizer(SGDSettings(), [nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
     assert not optimizer.defaults["fused"]
+
+
+# --- the contract of the family
+
+FAMILY: list[AnyOptimizer] = [
+    SGDSettings(lr=0.05),
+    AdamSettings(lr=0.01),
+    AdamWSettings(lr=0.01),
+    AdaBoundSettings(lr=0.01),
+    AMSBoundSettings(lr=0.01, decoupled=True, weight_decay=0.01),
+]
+every_optimizer = pytest.mark.parametrize("settings", FAMILY, ids=lambda settings: settings.name)
+
+
+def memory_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [optimizer.state[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+@every_optimizer
+def test_it_descends_and_returns_the_loss(settings: AnyOptimizer):
+    module = model()
+    optimizer, inputs = build_optimizer(settings, module.parameters()), torch.randn(8, 4)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = module(inputs).square().mean()
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(40)]  # type: ignore[arg-type, union-attr]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@every_optimizer
+def test_it_goes_on_from_its_saved_state_bit_for_bit(settings: AnyOptimizer):
+    whole, parts = model(), model()
+    trained(whole, build_optimizer(settings, whole.parameters()), 12)
+    optimizer = build_optimizer(settings, parts.parameters())
+    trained(parts, optimizer, 5)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    fresh = build_optimizer(settings, parts.parameters())
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    trained(parts, fresh, 7)
+    assert all(map(torch.equal, whole.parameters(), parts.parameters()))
+
+
+@every_optimizer
+def test_a_copy_goes_on_alike(settings: AnyOptimizer):
+    module = model()
+    optimizer = build_optimizer(settings, module.parameters())
+    trained(module, optimizer)
+    twin, other = copy.deepcopy((module, optimizer))
+    trained(module, optimizer)
+    trained(twin, other)
+    assert all(map(torch.equal, module.parameters(), twin.parameters()))
+
+
+@every_optimizer
+def test_its_state_grows_with_the_model_and_it_trains_on(settings: AnyOptimizer):
+    module, inputs = model(), torch.randn(8, 4)
+    optimizer = build_optimizer(settings, module.parameters())
+    trained(module, optimizer)
+    weight = module[0].weight
+    before = {k: v.clone() for k, v in optimizer.state[weight].items() if v is not None and v.numel() > 1}
+    growkit.widen(module, growkit.find_sites(module, inputs)[0], 3, optimizer=optimizer)
+    for key, old in before.items():
+        new = optimizer.state[weight][key]
+        assert torch.equal(new[:5], old) and not new[5:].any()
+    trained(module, optimizer, 20)
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+@every_optimizer
+def test_a_group_that_joins_late_trains(settings: AnyOptimizer):
+    module, late = model(), nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer(settings, module.parameters())
+    trained(module, optimizer)
+    optimizer.add_param_group({"params": [late]})
+    late.grad = torch.ones(3)
+    optimizer.step()
+    assert (late < 1.0).all()

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from growkit.config.base import BY_NAME, Settings, named
 
 __all__ = [
+    "AMSBoundSettings",
+    "AdaBoundSettings",
     "AdamSettings",
     "AdamWSettings",
     "AnyOptimizer",
@@ -60,7 +62,37 @@ class AdamWSettings(AdamSettings):
     weight_decay: NonNegative = 1e-2
 
 
-AnyOptimizer = Annotated[SGDSettings | AdamSettings | AdamWSettings, BY_NAME, named("sgd")]
+class AdaBoundSettings(Settings):
+    """Adam whose step sizes are clipped between bounds that close in on those of SGD (Luo et al., 2019).
+
+    final_lr: the step size in the end, before the schedule. gamma: how fast the bounds close. paper: true for the
+    algorithm as printed, slides for the other printing, false for the released code. root_decay: divide by the root of
+    the step count, as the paper does. decoupled: true for weight decay as in AdamW, fixed for a decay without the
+    learning rate.
+    """
+
+    name: Literal["adabound"] = "adabound"
+    lr: LearningRate = 1e-3
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
+    final_lr: Annotated[float, Field(gt=0.0)] = 0.1
+    gamma: NonNegative = 1e-3
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    weight_decay: NonNegative = 0.0
+    decoupled: bool | Literal["fixed"] = False
+    paper: bool | Literal["slides"] = False
+    root_decay: bool = False
+
+
+class AMSBoundSettings(AdaBoundSettings):
+    """AdaBound that divides by the largest mean square so far (Luo et al., 2019)."""
+
+    name: Literal["amsbound"] = "amsbound"  # type: ignore[assignment]
+
+
+AnyOptimizer = Annotated[
+    SGDSettings | AdamSettings | AdamWSettings | AdaBoundSettings | AMSBoundSettings, BY_NAME, named("sgd")
+]
 
 
 class ScheduleSettings(Settings):

@@ -1,0 +1,227 @@
+"""AdaBound and AMSBound: Adam whose step sizes are clipped between bounds that close in on those of SGD.
+
+Luo, Xiong, Liu and Sun, "Adaptive gradient methods with dynamic bound of learning rate", ICLR 2019, and the code that
+its authors released, which differs from the paper in bias correction and in the bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from growkit.errors import UserInputError
+from growkit.optim.bounded_step import Rates, bounded_step
+from growkit.optim.checks import Range, check_choice, check_ranges
+
+__all__ = ["AMSBound", "AdaBound"]
+
+Paper = bool | Literal["slides"]
+Decoupled = bool | Literal["fixed"]
+
+
+class AdaBound(torch.optim.Optimizer):
+    """Adam early, SGD late, with no switch between them.
+
+    With m and v the moving means of the gradient and of its square, t the steps of the parameter and F = final_lr *
+    lr / base_lr, as the released code has it:
+
+        w <- w - clip(lr * sqrt(1 - beta2^t) / (1 - beta1^t) / (sqrt(v) + eps), F (1 - 1/(gamma t + 1)),
+                      F (1 + 1/(gamma t))) * m
+
+    m is not bias-corrected behind the clipping: the late phase is SGD of rate F with dampened momentum, 1 / (1 - beta1)
+    times slower than `torch.optim.SGD(lr=F, momentum=beta1)`.
+
+    Every parameter counts its own steps, so that those which join late begin as all others did.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: of the adaptive phase. A scheduler that changes it scales the bounds along (base_lr is what it was when the
+            group was added; where that was 0, the bounds are those of final_lr as soon as lr is not 0).
+        betas: of the moving means, each in [0, 1).
+        final_lr: the step size in the end.
+        gamma: how fast the bounds close.
+        eps: added to the root of v.
+        weight_decay: times the weights, added to the gradient; see `decoupled`.
+        amsbound: divide by the largest v so far (AMSBound).
+        paper: True for the algorithm as printed: no bias correction, 1 - beta2 in the place of gamma, bounds that no
+            schedule scales; "slides" likewise, for the printing with "+ 1" in both denominators of the bounds.
+        root_decay: divide the clipped step size by sqrt(t), as the paper does.
+        decoupled: True takes lr * weight_decay * w from the weights (as AdamW), "fixed" takes weight_decay * w (as the
+            released AdaBoundW).
+        maximize: climb.
+
+    Raises:
+        UserInputError: a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        final_lr: float = 0.1,
+        gamma: float = 1e-3,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsbound: bool = False,
+        *,
+        paper: Paper = False,
+        root_decay: bool = False,
+        decoupled: Decoupled = False,
+        maximize: bool = False,
+    ):
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "final_lr": final_lr,
+            "gamma": gamma,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsbound": amsbound,
+            "paper": paper,
+            "root_decay": root_decay,
+            "decoupled": decoupled,
+            "maximize": maximize,
+        }
+        _check(type(self).__name__, defaults)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its present lr is what its bounds belong to."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        _check(type(self).__name__, group)
+        group.setdefault("base_lr", float(group["lr"]))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; parameters without a gradient stay.
+
+        Args:
+            closure: computes the loss anew, with its gradients; optional.
+
+        Returns:
+            What the closure gave.
+
+        Raises:
+            UserInputError: a gradient is sparse or complex.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._check_gradients()
+        for group in self.param_groups:
+            self._step_group(group)
+        return loss
+
+    def bounds(self, t: int, group: int = 0) -> tuple[float, float]:
+        """The smallest and the largest step size in the t-th step (t >= 1), at the present learning rate."""
+        return _bounds(self.param_groups[group], t)
+
+    def _check_gradients(self) -> None:
+        """Before anything moves."""
+        for parameter in (one for group in self.param_groups for one in group["params"] if one.grad is not None):
+            if parameter.grad.layout != torch.strided or parameter.is_complex():
+                kind = "complex" if parameter.is_complex() else "sparse"
+                raise UserInputError(
+                    f"{type(self).__name__} needs dense real gradients, got a {kind} one of shape "
+                    f"{tuple(parameter.shape)}; use sparse=False, or torch.view_as_real for complex weights"
+                )
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+        states = [self._state_of(parameter, group["amsbound"]) for parameter in trained]
+        if not states:
+            return
+        torch._foreach_add_([state["step"] for state in states], 1.0)  # pyright: ignore[reportPrivateImportUsage]
+        kept = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if group["amsbound"] else 2]
+        together: dict[int, list[tuple[Tensor, ...]]] = {}
+        for parameter, state in zip(trained, states, strict=True):
+            tensors = (parameter, parameter.grad, *(state[key] for key in kept))
+            together.setdefault(int(state["step"].item()), []).append(tensors)
+        for t, tensors in together.items():
+            bounded_step(tensors, _rates(group, t))
+
+    def _state_of(self, parameter: Tensor, amsbound: bool) -> dict[str, Any]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)  # on the host: reading it must not wait for a device
+            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        if amsbound and "max_exp_avg_sq" not in state:
+            state["max_exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state
+
+
+class AMSBound(AdaBound):
+    """AdaBound that divides by the largest v so far; see there for the arguments."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        final_lr: float = 0.1,
+        gamma: float = 1e-3,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **more: Any,
+    ):
+        super().__init__(params, lr, betas, final_lr, gamma, eps, weight_decay, amsbound=True, **more)
+
+
+RANGES = {
+    "lr": Range(0.0),
+    "final_lr": Range(0.0, open_below=True),
+    "gamma": Range(0.0),
+    "eps": Range(0.0),
+    "weight_decay": Range(0.0),
+    "beta1": Range(0.0, 1.0),
+    "beta2": Range(0.0, 1.0),
+}
+
+
+def _check(owner: str, group: dict[str, Any]) -> None:
+    betas = group["betas"]
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise UserInputError(f"{owner}: betas must be two numbers, got {betas!r}")
+    check_ranges(owner, {**group, "beta1": betas[0], "beta2": betas[1]}, RANGES)
+    check_choice(owner, "paper", group["paper"], (False, True, "slides"))
+    check_choice(owner, "decoupled", group["decoupled"], (False, True, "fixed"))
+
+
+def _bounds(group: dict[str, Any], t: int) -> tuple[float, float]:
+    closing = (1.0 - group["betas"][1] if group["paper"] else group["gamma"]) * t
+    upper = closing + 1.0 if group["paper"] == "slides" else closing
+    final = group["final_lr"] * (1.0 if group["paper"] else _schedule(group))
+    return final * (1.0 - 1.0 / (closing + 1.0)), final * (1.0 + 1.0 / upper) if upper else math.inf
+
+
+def _schedule(group: dict[str, Any]) -> float:
+    """What a scheduler has made of the learning rate."""
+    lr, base_lr = float(group["lr"]), group["base_lr"]
+    return lr / base_lr if base_lr else float(lr > 0.0)
+
+
+def _rates(group: dict[str, Any], t: int) -> Rates:
+    beta1, beta2 = group["betas"]
+    correction = 1.0 if group["paper"] else math.sqrt(1.0 - beta2**t) / (1.0 - beta1**t)
+    lower, upper = _bounds(group, t)
+    lr, decay, decoupled = float(group["lr"]), group["weight_decay"], group["decoupled"]
+    return Rates(
+        step=lr * correction,
+        lower=lower,
+        upper=upper,
+        beta1=beta1,
+        beta2=beta2,
+        eps=group["eps"],
+        scale=1.0 / math.sqrt(t) if group["root_decay"] else 1.0,
+        decay=0.0 if decoupled else decay,
+        shrinkage=decay * (1.0 if decoupled == "fixed" else lr) if decoupled else 0.0,
+        maximize=group["maximize"],
+    )

@@ -1,0 +1,58 @@
+"""Arguments of optimizers, checked with the rule and the value in the message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from growkit.errors import UserInputError
+
+__all__ = ["Range", "check_choice", "check_ranges"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """From `least`, which belongs to it unless `open_below`, up to but without `below`."""
+
+    least: float
+    below: float = math.inf
+    open_below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (self.least < value if self.open_below else self.least <= value) and value < self.below
+
+    def __str__(self) -> str:
+        lower = f"> {self.least:g}" if self.open_below else f">= {self.least:g}"
+        return lower if self.below == math.inf else f"{lower} and < {self.below:g}"
+
+
+def check_ranges(owner: str, values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
+    """Refuse values out of their ranges.
+
+    Args:
+        owner: the optimizer, for the message.
+        values: by name; more than the ranges name may stand there.
+        ranges: by name.
+
+    Raises:
+        UserInputError: with the name, the rule and the value.
+    """
+    for name, wanted in ranges.items():
+        value = values[name]
+        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if isinstance(number, bool) or not isinstance(number, int | float) or number not in wanted:
+            raise UserInputError(f"{owner}: {name} must be a number {wanted}, got {value!r}")
+
+
+def check_choice(owner: str, name: str, value: Any, known: Sequence[Any]) -> None:
+    """Refuse what is none of a few values.
+
+    Raises:
+        UserInputError: with the name, the choice and the value.
+    """
+    if not any(type(value) is type(one) and value == one for one in known):
+        raise UserInputError(f"{owner}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}")

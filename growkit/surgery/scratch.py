@@ -66,15 +66,23 @@ def perturb(model: nn.Module, inputs: Inputs | None = None) -> None:
             parameter.add_(noise(parameter), alpha=0.02)
     if inputs is not None:
         _calibrate(model, inputs)
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.add_(0.05 * noise(buffer))
-        elif name.endswith("running_var"):
+    buffers = dict(model.named_buffers())
+    for name, buffer in buffers.items():
+        if name.endswith("running_mean"):  # by a part of the deviation: more would go through many layers like a storm
+            variance = buffers.get(name.removesuffix("mean") + "var")
+            deviation = variance.clamp_min(0.0).sqrt() if variance is not None else 1.0
+            buffer.add_(0.05 * noise(buffer) * deviation)
+    for name, buffer in buffers.items():
+        if name.endswith("running_var"):
             buffer.mul_(1.0 + 0.2 * noise(buffer).tanh())
 
 
 def _calibrate(model: nn.Module, inputs: Inputs) -> None:
-    """One pass in train mode in which running statistics forget what was."""
+    """One pass in train mode in which running statistics forget what was.
+
+    A channel that hardly varies on a small batch would be blown up by whatever other values it sees in eval mode, and
+    rounding with it, so no variance is left below the mean of its layer.
+    """
     norms = [(module, module.momentum) for module in model.modules() if isinstance(module, _NormBase)]
     modes = [(module, module.training) for module in model.modules()]
     if not norms:
@@ -90,3 +98,7 @@ def _calibrate(model: nn.Module, inputs: Inputs) -> None:
             norm.momentum = momentum
         for module, training in modes:
             module.training = training
+    for norm, _ in norms:
+        variance = norm.running_var
+        if variance is not None and bool(torch.isfinite(variance).all()):
+            variance.clamp_(min=float(variance.mean()))

@@ -138,7 +138,7 @@ class _Search:
     def _cluster(self, sites: list[GrowthSite]) -> list[GrowthSite]:
         """The members of a cluster of like sites that may grow; the others become failures."""
         plain = self.look(sites)
-        if plain.reason is None or self._guessed(sites).reason is None:
+        if plain.reason is None or self._guessed(sites, tried=True).reason is None:
             return sites
         if len(sites) == 1:
             self._fail(sites[0], plain)
@@ -152,11 +152,13 @@ class _Search:
         half = len(sites) // 2
         return self._cluster(sites[:half]) + self._cluster(sites[half:])
 
-    def _guessed(self, sites: list[GrowthSite]) -> Outcome:
-        """Trials with the attributes that may have to change, until one succeeds."""
+    def _guessed(self, sites: list[GrowthSite], *, tried: bool = False) -> Outcome:
+        """Trials with the attributes that may have to change, until one succeeds; `tried`: all but without any."""
         outcome = Outcome("no attribute is known that could change along")
         known = {site.name: self._candidates(site) for site in sites}
         for patterns in guesses([one for site in sites for one in known[site.name]]):
+            if tried and not patterns:
+                continue
             for site in sites:
                 site.attributes = chosen(known[site.name], patterns)
             outcome = self.look(sites)
@@ -194,7 +196,7 @@ class _Search:
         plain = self.look([site])
         if plain.reason is None:
             return plain
-        guessed = self._guessed([site])
+        guessed = self._guessed([site], tried=True)
         return guessed if guessed.reason is None else plain
 
     def _fail(self, site: GrowthSite, outcome: Outcome) -> None:

@@ -20,7 +20,7 @@ from growkit.growth.controller import GrowthController
 from growkit.growth.plan import GrowthPlan
 from growkit.growth.statistics import Loss
 from growkit.models import build_model, check_output
-from growkit.optim import build_optimizer
+from growkit.optim import build_optimizer, passes_per_step
 from growkit.report import check_writable
 from growkit.rng import Streams, isolated
 from growkit.surgery import Inputs, lookup, untouched
@@ -103,9 +103,9 @@ def _fit(
         copy_of(model)  # events measure on copies: a model that allows none is refused before it trains
     compute.place(model)
     example = data.example(2)
-    optimizer = build_optimizer(config.train.optimizer, model.parameters())
     steps_per_epoch = num_batches(data, "train", config.train.batch_size, training=True)
     clock = Clock(steps_per_epoch, total_steps or steps_per_epoch * config.train.epochs)
+    optimizer = build_optimizer(config.train.optimizer, model.parameters(), model=model, total_steps=clock.total_steps)
     loss = data_loss(data.task, config.train.label_smoothing)
     with untouched(model):  # its forward and its hooks may write to what it keeps
         check_output(model, example, data.num_outputs, data.task)
@@ -172,7 +172,8 @@ def _control(config: Config, data: Data, live: nn.Module | None, compute: Comput
             data.example(1),
         ).total
     samples_per_step = planned.data.train.targets.shape[0] / planned.trainer.steps_per_epoch
-    steps = max(1, round(planned.planned_flops / (3 * flops * samples_per_step)))
+    passes = passes_per_step(config.train.optimizer)
+    steps = max(1, round(planned.planned_flops / (3 * flops * samples_per_step * passes)))
     parts = _fit(config, data, live, compute, total_steps=steps)
     parts.config = asked  # the record repeats the run: the plan it is compared with stands in these settings
     parts.planned_flops = planned.planned_flops
@@ -181,9 +182,10 @@ def _control(config: Config, data: Data, live: nn.Module | None, compute: Comput
 
 def _planned_flops(plan: GrowthPlan, controller: GrowthController, trainer: Trainer, beyond_graph: int) -> int:
     samples_per_step = len(trainer.data.train) / trainer.steps_per_epoch
-    graph = controller.sites.graph
+    graph, passes = controller.sites.graph, passes_per_step(trainer.settings.optimizer)
     return round(
-        sum(
+        passes
+        * sum(
             3 * (graph.flops(widths) + beyond_graph) * steps * samples_per_step
             for steps, widths in plan.stages(trainer.total_steps)
         )

@@ -252,7 +252,7 @@ class _Progress:
 
     def _after_step(self, step: int) -> None:
         self.history.step = step
-        self.cost.add_steps(self.flops, self.parts.trainer.last_batch_size)
+        self.cost.add_steps(self.flops, self.parts.trainer.last_batch_size, self.parts.trainer.last_passes)
         if norms := self.parts.controller.first_step_gradients():
             self.report.new_units(step, norms)
             self.first_gradients |= {

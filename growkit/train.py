@@ -98,7 +98,8 @@ class Trainer:
         model, optimizer: changed in place; the model may be widened between stages.
         data: device-resident. settings: of training. compute: device and precision. streams: random streams.
         total_steps: the whole run's optimizer steps. step, epoch: done so far.
-        last_batch_size: samples of the last step, for the FLOPs ledger.
+        last_batch_size, last_passes: samples of the last step and how often it passed through the model, for the FLOPs
+            ledger.
     """
 
     model: nn.Module
@@ -111,6 +112,7 @@ class Trainer:
     step: int = 0
     epoch: int = 0
     last_batch_size: int = 0
+    last_passes: int = 1
     _source: Iterator[tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -190,7 +192,7 @@ class Trainer:
         # an optimizer may ask more than once; the first pass is the one at the weights that the step began with
         self._meter.add(*passes[0], targets)
         self.step += 1
-        self.last_batch_size = len(targets)
+        self.last_batch_size, self.last_passes = len(targets), len(passes)
 
     def _set_rate(self) -> None:
         factor = rate_factor(self.settings.schedule, self.step, self.total_steps, self.steps_per_epoch)

@@ -96,12 +96,12 @@ train:
         ("train: {optimizer: {lr: 12:30}}", "1:25: train.optimizer.lr: must be a number, got '12:30' (a string)"),
         (
             "train: {optimizer: adm}",
-            "1:20: train.optimizer: must be one of sgd, adam, adamw, adabound, amsbound, got 'adm'; did you mean "
-            "'adam'?",
+            "1:20: train.optimizer: must be one of sgd, adam, adamw, adabound, amsbound, sam, asam, got 'adm'; did "
+            "you mean 'adam'?",
         ),
         (
             "train: {optimizer: {name: 3}}",
-            "1:27: train.optimizer.name: must be one of sgd, adam, adamw, adabound, amsbound, got 3",
+            "1:27: train.optimizer.name: must be one of sgd, adam, adamw, adabound, amsbound, sam, asam, got 3",
         ),
         (
             "train: {optimizer: {name: adam, momentum: 0.9}}",

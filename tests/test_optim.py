@@ -17,10 +17,14 @@ from growkit.config.train import (
     AdamWSettings,
     AMSBoundSettings,
     AnyOptimizer,
+    ASAMSettings,
+    CosineRadius,
+    RateRadius,
+    SAMSettings,
     SGDSettings,
 )
 from growkit.errors import ModelError
-from growkit.optim import build_optimizer
+from growkit.optim import ASAM, Cosine, Linear, build_optimizer, passes_per_step
 
 
 def model() -> nn.Module:
@@ -114,8 +118,15 @@ FAMILY: list[AnyOptimizer] = [
     AdamWSettings(lr=0.01),
     AdaBoundSettings(lr=0.01),
     AMSBoundSettings(lr=0.01, decoupled=True, weight_decay=0.01),
+    SAMSettings(base=SGDSettings(lr=0.05)),
+    SAMSettings(norm="inf", rho=0.01, interval=2, clip=1.0, schedule=CosineRadius(), base=AdamSettings(lr=0.01)),
+    ASAMSettings(rho=0.2, by="filter", schedule=RateRadius(), base=AdaBoundSettings(lr=0.01)),
 ]
 every_optimizer = pytest.mark.parametrize("settings", FAMILY, ids=lambda settings: settings.name)
+
+
+def made(settings: AnyOptimizer, module: nn.Module) -> torch.optim.Optimizer:
+    return build_optimizer(settings, module.parameters(), model=module, total_steps=40)
 
 
 def memory_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -125,7 +136,7 @@ def memory_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 @every_optimizer
 def test_it_descends_and_returns_the_loss(settings: AnyOptimizer):
     module = model()
-    optimizer, inputs = build_optimizer(settings, module.parameters()), torch.randn(8, 4)
+    optimizer, inputs = made(settings, module), torch.randn(8, 4)
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
@@ -140,13 +151,13 @@ def test_it_descends_and_returns_the_loss(settings: AnyOptimizer):
 @every_optimizer
 def test_it_goes_on_from_its_saved_state_bit_for_bit(settings: AnyOptimizer):
     whole, parts = model(), model()
-    trained(whole, build_optimizer(settings, whole.parameters()), 12)
-    optimizer = build_optimizer(settings, parts.parameters())
+    trained(whole, made(settings, whole), 12)
+    optimizer = made(settings, parts)
     trained(parts, optimizer, 5)
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
-    fresh = build_optimizer(settings, parts.parameters())
+    fresh = made(settings, parts)
     fresh.load_state_dict(torch.load(file, weights_only=True))
     trained(parts, fresh, 7)
     assert all(map(torch.equal, whole.parameters(), parts.parameters()))
@@ -155,7 +166,7 @@ def test_it_goes_on_from_its_saved_state_bit_for_bit(settings: AnyOptimizer):
 @every_optimizer
 def test_a_copy_goes_on_alike(settings: AnyOptimizer):
     module = model()
-    optimizer = build_optimizer(settings, module.parameters())
+    optimizer = made(settings, module)
     trained(module, optimizer)
     twin, other = copy.deepcopy((module, optimizer))
     trained(module, optimizer)
@@ -166,7 +177,7 @@ def test_a_copy_goes_on_alike(settings: AnyOptimizer):
 @every_optimizer
 def test_its_state_grows_with_the_model_and_it_trains_on(settings: AnyOptimizer):
     module, inputs = model(), torch.randn(8, 4)
-    optimizer = build_optimizer(settings, module.parameters())
+    optimizer = made(settings, module)
     trained(module, optimizer)
     weight = module[0].weight
     before = {k: v.clone() for k, v in optimizer.state[weight].items() if v is not None and v.numel() > 1}
@@ -181,9 +192,26 @@ def test_its_state_grows_with_the_model_and_it_trains_on(settings: AnyOptimizer)
 @every_optimizer
 def test_a_group_that_joins_late_trains(settings: AnyOptimizer):
     module, late = model(), nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer(settings, module.parameters())
+    optimizer = made(settings, module)
     trained(module, optimizer)
     optimizer.add_param_group({"params": [late]})
-    late.grad = torch.ones(3)
-    optimizer.step()
+    optimizer.step(lambda: late.sum().backward() or late.sum())  # type: ignore[arg-type]
     assert (late < 1.0).all()
+
+
+def test_a_step_of_sam_counts_two_passes():
+    assert [passes_per_step(one) for one in (SGDSettings(), SAMSettings(), SAMSettings(interval=4))] == [1.0, 2.0, 1.25]
+
+
+def test_settings_of_sam_are_its_arguments():
+    module = model()
+    optimizer = made(ASAMSettings(adaptive="all", eta=0.2, norm="inf", schedule=CosineRadius(final=0.5)), module)
+    assert isinstance(optimizer, ASAM) and isinstance(optimizer.base, torch.optim.SGD)
+    group = optimizer.param_groups[0]
+    assert (group["adaptive"], group["eta"], group["norm"], group["rho"]) == ("all", 0.2, float("inf"), 0.5)
+    assert optimizer.schedule == Cosine(40, 0.5) and optimizer.model is module
+
+
+@pytest.mark.parametrize(("schedule", "halfway"), [(Linear(10, 0.2), 0.6), (Cosine(10, 0.2), 0.6)])
+def test_radii_fall_from_one_to_their_end(schedule, halfway):
+    assert [schedule(0), schedule(5), schedule(10), schedule(99)] == pytest.approx([1.0, halfway, 0.2, 0.2])

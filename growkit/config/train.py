@@ -10,13 +10,18 @@ from growkit.config.base import BY_NAME, Settings, named
 
 __all__ = [
     "AMSBoundSettings",
+    "ASAMSettings",
     "AdaBoundSettings",
     "AdamSettings",
     "AdamWSettings",
+    "AnyBase",
     "AnyOptimizer",
     "AnySchedule",
     "ConstantSettings",
     "CosineSettings",
+    "LinearRadius",
+    "RateRadius",
+    "SAMSettings",
     "SGDSettings",
     "StepSettings",
     "TrainSettings",
@@ -90,8 +95,77 @@ class AMSBoundSettings(AdaBoundSettings):
     name: Literal["amsbound"] = "amsbound"  # type: ignore[assignment]
 
 
-AnyOptimizer = Annotated[
+AnyBase = Annotated[
     SGDSettings | AdamSettings | AdamWSettings | AdaBoundSettings | AMSBoundSettings, BY_NAME, named("sgd")
+]
+
+
+class ConstantRadius(Settings):
+    """The radius stays as it is."""
+
+    name: Literal["constant"] = "constant"
+
+
+class RateRadius(Settings):
+    """The radius is in proportion to the learning rate."""
+
+    name: Literal["lr"] = "lr"
+
+
+class LinearRadius(Settings):
+    """The radius falls in a straight line over the whole run.
+
+    final: the share of it that is left at the end.
+    """
+
+    name: Literal["linear"] = "linear"
+    final: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+
+
+class CosineRadius(LinearRadius):
+    """The radius falls along half a cosine over the whole run."""
+
+    name: Literal["cosine"] = "cosine"  # type: ignore[assignment]
+
+
+AnyRadius = Annotated[ConstantRadius | RateRadius | LinearRadius | CosineRadius, BY_NAME, named("constant")]
+
+
+class SAMSettings(Settings):
+    """Sharpness-aware minimisation (Foret et al., 2021): the gradient at the worst place within a radius rho.
+
+    norm: 2 or inf. scope: one norm over all parameter groups, or one for each. schedule: of the radius. interval: only
+    every so many steps looks around. clip: largest norm of the final gradient. base: the optimizer that steps.
+    """
+
+    name: Literal["sam"] = "sam"
+    rho: NonNegative = 0.05
+    norm: Literal[2, "inf"] = 2
+    scope: Literal["all", "group"] = "all"
+    schedule: AnyRadius = ConstantRadius()
+    interval: Annotated[int, Field(ge=1)] = 1
+    clip: Annotated[float, Field(gt=0.0)] | None = None
+    base: AnyBase = SGDSettings()
+
+
+class ASAMSettings(SAMSettings):
+    """SAM that follows every rescaling of the weights which keeps the function (Kwon et al., 2021).
+
+    adaptive: true for weights alone, as released; all for biases and shifts of norms too. eta: added to the size of a
+    weight. by: the size of each element, or of its filter.
+    """
+
+    name: Literal["asam"] = "asam"  # type: ignore[assignment]
+    rho: NonNegative = 0.5
+    adaptive: Literal[True, "all"] = True
+    eta: NonNegative = 0.01
+    by: Literal["element", "filter"] = "element"
+
+
+AnyOptimizer = Annotated[
+    SGDSettings | AdamSettings | AdamWSettings | AdaBoundSettings | AMSBoundSettings | SAMSettings | ASAMSettings,
+    BY_NAME,
+    named("sgd"),
 ]
 
 

@@ -1,6 +1,8 @@
-"""Optimizers: AdaBound and AMSBound, torch's own, and all of them by name."""
+"""Optimizers: SAM and ASAM, AdaBound and AMSBound, torch's own, and all of them by name."""
 
 from growkit.optim.adabound import AdaBound, AMSBound
-from growkit.optim.registry import build_optimizer
+from growkit.optim.radius import Cosine, Linear
+from growkit.optim.registry import build_optimizer, passes_per_step
+from growkit.optim.sam import ASAM, SAM
 
-__all__ = ["AMSBound", "AdaBound", "build_optimizer"]
+__all__ = ["ASAM", "SAM", "AMSBound", "AdaBound", "Cosine", "Linear", "build_optimizer", "passes_per_step"]

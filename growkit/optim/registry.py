@@ -13,13 +13,20 @@ from growkit.config.train import (
     AdamSettings,
     AdamWSettings,
     AMSBoundSettings,
+    AnyBase,
     AnyOptimizer,
+    ASAMSettings,
+    LinearRadius,
+    RateRadius,
+    SAMSettings,
     SGDSettings,
 )
 from growkit.errors import ModelError
 from growkit.optim.adabound import AdaBound, AMSBound
+from growkit.optim.radius import Cosine, Linear
+from growkit.optim.sam import ASAM, SAM
 
-__all__ = ["build_optimizer"]
+__all__ = ["build_optimizer", "passes_per_step"]
 
 # torch's own are fused: on a CPU that takes a third to a half of the time per step
 KINDS: dict[type, tuple[Callable[..., torch.optim.Optimizer], bool]] = {
@@ -31,12 +38,16 @@ KINDS: dict[type, tuple[Callable[..., torch.optim.Optimizer], bool]] = {
 }
 
 
-def build_optimizer(settings: AnyOptimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(
+    settings: AnyOptimizer, parameters: Iterable[nn.Parameter], *, model: nn.Module | None = None, total_steps: int = 1
+) -> torch.optim.Optimizer:
     """The optimizer that `train.optimizer` names.
 
     Args:
         settings: which optimizer, with its hyper-parameters.
         parameters: of the model; those that are frozen (requires_grad False) are left out.
+        model: what SAM protects between its passes.
+        total_steps: of the whole run, for schedules of SAM's radius.
 
     Raises:
         ModelError: every parameter is frozen, or there is none.
@@ -44,6 +55,28 @@ def build_optimizer(settings: AnyOptimizer, parameters: Iterable[nn.Parameter]) 
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
         raise ModelError("a model must have parameters to train, got none with requires_grad=True; unfreeze some")
+    if not isinstance(settings, SAMSettings):
+        return _plain(settings, trained)
+    kind = ASAM if isinstance(settings, ASAMSettings) else SAM
+    arguments = settings.model_dump(exclude={"name", "base", "schedule", "norm"})
+    schedule = _radius(settings, total_steps)
+    base = _plain(settings.base, trained)
+    return kind(trained, base, norm=float(settings.norm), schedule=schedule, model=model, **arguments)
+
+
+def passes_per_step(settings: AnyOptimizer) -> float:
+    """How often a step goes through the model, forth and back, on the mean."""
+    return 1.0 + 1.0 / settings.interval if isinstance(settings, SAMSettings) else 1.0
+
+
+def _radius(settings: SAMSettings, total_steps: int) -> Any:
+    schedule = settings.schedule
+    if isinstance(schedule, LinearRadius):
+        return (Cosine if schedule.name == "cosine" else Linear)(total_steps, schedule.final)
+    return "lr" if isinstance(schedule, RateRadius) else None
+
+
+def _plain(settings: AnyBase, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
     kind, of_torch = KINDS[type(settings)]
     arguments: dict[str, Any] = settings.model_dump(exclude={"name", "beta1", "beta2"})
     if hasattr(settings, "beta1"):

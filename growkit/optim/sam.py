@@ -1,0 +1,491 @@
+"""SAM and ASAM: the gradient at the worst place nearby, with any base optimizer.
+
+Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-aware minimization for efficiently improving generalization", ICLR
+2021; Kwon, Kim, Park and Choi, "ASAM", ICML 2021.
+"""
+
+# torch has no public names for its operations on lists
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from growkit.errors import GrowthRefused, UserInputError
+from growkit.optim.ascent import norm_of, pulls_of
+from growkit.optim.checks import Range, check_choice, check_ranges
+from growkit.optim.two_passes import Replay, kept_buffers
+
+__all__ = ["ASAM", "SAM"]
+
+Adaptive = bool | Literal["all"]
+Schedule = Callable[[int], float] | Literal["lr"] | None
+
+OWN = ("rho", "adaptive", "eta", "by", "norm", "base_lr")
+"""What SAM keeps in the groups that it shares with its base."""
+
+BETWEEN = "SAM cannot be {} between its two passes, while the weights are moved; call second_step() or restore() first"
+
+NO_MODEL = (
+    "SAM was made without model=: statistics of batch norms are then updated by both passes, which groups hold norms "
+    "and biases is guessed from shapes, and gradients of a first pass are averaged over processes"
+)
+
+
+class SAM(torch.optim.Optimizer):
+    """Sharpness-aware minimisation around any optimizer.
+
+    A step computes the gradient g, moves the weights to w + rho T^2 g / |T g| (T = 1), computes the gradient there on
+    the same batch, puts the weights back bit for bit, and lets the base optimizer step with the second gradient. Weight
+    decay is the base's affair.
+
+        optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, model=model, lr=0.1, momentum=0.9)
+        loss = optimizer.step(closure)      # the closure computes the loss and its gradients, and returns the loss
+
+    Both passes draw the same random numbers. With `model`, buffers that a forward writes to (running statistics) are
+    those of the first pass, and with DistributedDataParallel the first gradient stays each process's own, as in the
+    paper, unless `sync`. Without `model` these three protections are lost, which one warning says.
+
+    A first gradient that is not finite skips the step, as a gradient scaler would: weights and the base's state stay,
+    `skipped` counts it, and a warning says so once. An exception in the second pass leaves the weights as they were.
+
+    Args:
+        params: parameters, (name, parameter) pairs, or groups with settings of their own (`rho`, `adaptive`, `eta`,
+            `by` and those of the base). A group of rho 0 is not moved and does not count in the norm.
+        base: an optimizer class, made from the groups with `base_settings`, or an instance with the same parameters.
+        rho: radius of the neighbourhood.
+        adaptive: True gives weights their T of ASAM, and biases and shifts T = 1; "all" gives it to all parameters.
+        eta: added to T. At 0 weights that are 0, as those of units that just grew, would never be moved.
+        by: "element" for T = |w|, "filter" for the norm of a convolution's filter.
+        norm: 2, or infinity.
+        scope: "all" measures one norm over all groups, "group" one for each.
+        schedule: a function of the number of steps done that gives a factor of rho, or "lr" for a rho in proportion to
+            each group's learning rate; None for a constant rho.
+        interval: only every so many steps moves the weights; the others are plain steps of the base.
+        clip: largest norm of the final gradient, over all groups; None for no limit.
+        sync: average the first gradient over processes too.
+        model: the module that is trained.
+        base_settings: of the base class.
+
+    Attributes:
+        base: the base optimizer; groups and state are shared with it.
+        steps: how many steps were made. skipped: how many were skipped for gradients that were not finite.
+
+    Raises:
+        UserInputError: a value is out of its range, or the base holds other parameters.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        base: type[torch.optim.Optimizer] | torch.optim.Optimizer = torch.optim.SGD,
+        *,
+        rho: float = 0.05,
+        adaptive: Adaptive = False,
+        eta: float = 0.01,
+        by: Literal["element", "filter"] = "element",
+        norm: float = 2,
+        scope: Literal["all", "group"] = "all",
+        schedule: Schedule = None,
+        interval: int = 1,
+        clip: float | None = None,
+        sync: bool = False,
+        model: nn.Module | None = None,
+        **base_settings: Any,
+    ):
+        name = type(self).__name__
+        check_choice(name, "norm", float(norm), (2.0, math.inf))
+        check_choice(name, "scope", scope, ("all", "group"))
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise UserInputError(f"{name}: interval must be a whole number >= 1, got {interval!r}")
+        if clip is not None:
+            check_ranges(name, {"clip": clip}, {"clip": Range(0.0, open_below=True)})
+        if not (schedule in (None, "lr") or callable(schedule)):
+            raise UserInputError(f"{name}: schedule must be None, 'lr' or a function of the steps, got {schedule!r}")
+        own = {"rho": rho, "adaptive": adaptive, "eta": eta, "by": by, "norm": float(norm)}
+        _check(name, own)
+        if model is None:
+            warnings.warn(NO_MODEL, stacklevel=2)
+        self.model, self.scope, self.schedule, self.sync = model, scope, schedule, sync
+        self.interval, self.clip = interval, clip
+        self.steps = self.skipped = 0
+        self._own = own
+        self._buffers: dict[Tensor, Tensor] = {}
+        self._moved: tuple[list[Tensor], list[Tensor]] | None = None
+        self._between: AbstractContextManager[None] | None = None
+        self._weights: set[Tensor] = set()
+        self.base = _base(name, base, params, base_settings)
+        super().__init__(self.base.param_groups, {**self.base.defaults, **own})
+
+    # --- as any optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of the base."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Torch's constructor begins with a list of its own."""
+
+    @property
+    def state(self) -> Any:
+        """That of the base; SAM keeps nothing from step to step.
+
+        Raises:
+            GrowthRefused: between the two passes: weights that are moved may not grow.
+        """
+        if self._moved is not None:
+            raise GrowthRefused(BETWEEN.format("grown"))
+        return self.base.state
+
+    @state.setter
+    def state(self, state: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Torch's constructor begins with a state of its own."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base; what it does not set is as in the constructor."""
+        if all(param_group is not group for group in self.base.param_groups):
+            self.base.add_param_group(param_group)
+            param_group = self.base.param_groups[-1]
+        for key, value in self._own.items():
+            param_group.setdefault(key, value)
+        param_group.setdefault("base_lr", float(param_group.get("lr", 0.0)))
+        _check(type(self).__name__, param_group)
+        self._weights = _called_weights(self.model)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients."""
+        self.base.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state and groups, with SAM's own settings in them, and the counts.
+
+        Raises:
+            UserInputError: between the two passes, when the weights are not where they belong.
+        """
+        self._check_in_place("saved")
+        return {**self.base.state_dict(), "sam": {"steps": self.steps, "skipped": self.skipped}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            UserInputError: it is no state of SAM, or between the two passes.
+        """
+        self._check_in_place("loaded")
+        if "sam" not in state_dict:
+            raise UserInputError("SAM: a state must come from SAM.state_dict(); for a base's own, load it into .base")
+        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "sam"})
+        self.steps, self.skipped = state_dict["sam"]["steps"], state_dict["sam"]["skipped"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_in_place("copied")
+        return {key: value for key, value in self.__dict__.items() if key != "step"} | {"_buffers": {}}
+
+    def _check_in_place(self, what: str) -> None:
+        if self._moved is not None:
+            raise UserInputError(BETWEEN.format(what))
+
+    # --- the step
+
+    def step(
+        self,
+        closure: Callable[..., Any] | None = None,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        samples: int | None = None,
+        chunk: int | None = None,
+    ) -> Any:
+        """One step in two passes.
+
+        Args:
+            closure: computes the loss and its gradients (of all micro-batches, if there are several), and returns the
+                loss. Gradients are forgotten before each call. It must open its autocast itself.
+            scaler: scales the loss in the closure; the step then goes through it, and `scaler.update()` is yours.
+            samples: size of the batch. With it the closure takes a slice of the batch and returns the mean over it.
+            chunk: so many samples are moved by their own gradient (m-sharpness); the final gradient is the mean.
+
+        Returns:
+            The loss at the weights that the step began with.
+
+        Raises:
+            UserInputError: there is no closure, it computes no gradients, or the weights are between two passes.
+        """
+        self._check_in_place("stepped")
+        if closure is None:
+            raise UserInputError(
+                "SAM.step needs a closure that computes the loss and its gradients, for it is called twice; or call "
+                "first_step() after the first backward and second_step() after the second"
+            )
+        if (samples is None) != (chunk is None):
+            raise UserInputError(f"SAM.step takes samples and chunk together, got samples={samples}, chunk={chunk}")
+        if self.steps % self.interval:
+            with torch.enable_grad():
+                loss = self._pass(closure)
+            finite = True
+        elif samples is not None and chunk is not None:
+            loss, finite = self._in_chunks(closure, samples, chunk)
+        else:
+            loss, finite = self._two_passes(closure)
+        self._finish(scaler, finite)
+        return loss
+
+    def _two_passes(self, closure: Callable[[], Any]) -> tuple[Any, bool]:
+        """The gradient of SAM in the place of the gradients; the loss, and whether all was finite."""
+        replay = Replay()
+        with torch.enable_grad(), self._first_gradient_alone():
+            loss = self._pass(closure)
+        if not self._move():
+            return loss, False
+        try:
+            with replay.again(), kept_buffers(self.model), torch.enable_grad():
+                self._pass(closure)
+        finally:
+            self.restore()
+        return loss, True
+
+    def _in_chunks(self, closure: Callable[[slice], Any], samples: int, chunk: int) -> tuple[Any, bool]:
+        sums: dict[Tensor, Tensor] = {}
+        mean, finite = None, True
+        for start in range(0, samples, chunk):
+            part = slice(start, min(start + chunk, samples))
+            share = (part.stop - part.start) / samples
+            loss, fine = self._two_passes(lambda part=part: closure(part))
+            finite = finite and fine
+            mean = share * loss.detach() if mean is None else mean + share * loss.detach()
+            for parameter in self._with_gradients():
+                gradient = parameter.grad * share
+                sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
+        self.zero_grad()
+        for parameter, gradient in sums.items():
+            parameter.grad = gradient
+        return mean, finite
+
+    def _pass(self, closure: Callable[[], Any]) -> Any:
+        torch.clear_autocast_cache()  # it may hold copies of the weights from before they were moved
+        self.zero_grad()
+        loss = closure()
+        if not any(True for _ in self._with_gradients()):
+            raise UserInputError("SAM.step: the closure must call backward() on the loss; no parameter has a gradient")
+        return loss
+
+    def first_step(self, *, zero_grad: bool = True) -> bool:
+        """Move the weights along the gradients, after a first backward; call `second_step` after a second.
+
+        Returns:
+            Whether the weights were moved; gradients that are not finite move nothing, and the step is lost.
+
+        Raises:
+            UserInputError: there is no gradient, or the weights were moved already.
+        """
+        self._check_in_place("stepped")
+        if not any(True for _ in self._with_gradients()):
+            raise UserInputError("SAM.first_step comes after backward(), got no parameter with a gradient")
+        moved = self._move()
+        if moved:
+            self._between = kept_buffers(self.model)
+            self._between.__enter__()
+        if zero_grad:
+            self.zero_grad()
+        return moved
+
+    def second_step(self, *, scaler: torch.amp.GradScaler | None = None, zero_grad: bool = True) -> None:
+        """Put the weights back and let the base step, after the second backward.
+
+        Raises:
+            UserInputError: `first_step` was not called.
+        """
+        if self._moved is None:
+            raise UserInputError("SAM.second_step comes after first_step and a second backward()")
+        self.restore()
+        self._finish(scaler, True)
+        self._opt_called = True  # what a scheduler asks for, which knows only step()
+        if zero_grad:
+            self.zero_grad()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the weights back to where they were before the first pass, bit for bit; nothing if they are there."""
+        moved, self._moved = self._moved, None
+        if moved is not None:
+            parameters, kept = moved
+            torch._foreach_copy_(parameters, kept)
+            if any(kept_one.is_cuda for kept_one in kept):
+                self._buffers.clear()  # torch keeps the memory; on a CPU new memory costs more than the copy
+        between, self._between = self._between, None
+        if between is not None:
+            between.__exit__(None, None, None)
+
+    def _finish(self, scaler: torch.amp.GradScaler | None, finite: bool) -> None:
+        self.steps += 1
+        if scaler is not None:  # it finds what is not finite, steps or not, and remembers it for its update
+            self._clip(scaler)
+            scaler.step(self.base)
+            return
+        if finite:
+            self._clip(None)
+            self.base.step()
+            return
+        if not self.skipped:
+            warnings.warn(f"SAM skipped step {self.steps}: the gradient of its first pass is not finite", stacklevel=4)
+        self.skipped += 1
+
+    def _clip(self, scaler: torch.amp.GradScaler | None) -> None:
+        if self.clip is None:
+            return
+        if scaler is not None:
+            scaler.unscale_(self.base)
+        torch.nn.utils.clip_grad_norm_(list(self._with_gradients()), self.clip)
+
+    @torch.no_grad()
+    def _move(self) -> bool:
+        """Move the weights to where the loss is largest, to first order; False where a gradient is not finite."""
+        scopes = [[group] for group in self.param_groups] if self.scope == "group" else [self.param_groups]
+        moves = []
+        for groups in scopes:
+            pulls = [(group, pull) for group in groups for pull in self._pulls(group)]
+            if not pulls:
+                continue
+            infinite = groups[0]["norm"] == math.inf
+            length = norm_of([pull for _, pull in pulls])
+            if not math.isfinite(length):
+                return False
+            length = 1.0 if infinite else length
+            moves += [(pull, self._radius(group) / length if length else 0.0) for group, pull in pulls]
+        parameters = [parameter for pull, _ in moves for parameter in pull.parameters]
+        kept = [self._kept(parameter) for parameter in parameters]
+        if parameters:
+            torch._foreach_copy_(kept, parameters)
+        self._moved = parameters, kept
+        for pull, factor in moves:
+            if factor:
+                torch._foreach_add_(pull.parameters, pull.direction, alpha=factor)
+        return True
+
+    def _pulls(self, group: dict[str, Any]) -> Iterator[Any]:
+        if not group["rho"]:
+            return
+        trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if trained:
+            yield from pulls_of(
+                trained,
+                [_dense(parameter.grad) for parameter in trained],
+                [self._is_normalised(parameter, group) for parameter in trained],
+                infinite=group["norm"] == math.inf,
+                eta=group["eta"],
+                filters=group["by"] == "filter",
+            )
+
+    def _is_normalised(self, parameter: Tensor, group: dict[str, Any]) -> bool:
+        """Whether a parameter has the T of ASAM: by the released rule those that are called a weight."""
+        if group["adaptive"] in (False, "all"):
+            return bool(group["adaptive"])
+        return parameter in self._weights if self.model is not None else parameter.dim() > 1
+
+    def _radius(self, group: dict[str, Any]) -> float:
+        if self.schedule is None:
+            return group["rho"]
+        if self.schedule == "lr":
+            base_lr = group["base_lr"]
+            return group["rho"] * (float(group["lr"]) / base_lr if base_lr else float(group["lr"] > 0))
+        return group["rho"] * self.schedule(self.steps)  # type: ignore[operator]
+
+    def _kept(self, parameter: Tensor) -> Tensor:
+        """Memory for a copy of a parameter; the same as in the step before, unless its shape changed."""
+        known = self._buffers.get(parameter)
+        alike = known is not None and (known.shape, known.dtype, known.device, known.stride()) == (
+            parameter.shape,
+            parameter.dtype,
+            parameter.device,
+            parameter.stride(),
+        )
+        if known is None or not alike:
+            known = self._buffers[parameter] = torch.empty_like(parameter, requires_grad=False)
+        return known
+
+    def _with_gradients(self) -> Iterator[Any]:
+        return (one for group in self.param_groups for one in group["params"] if one.grad is not None)
+
+    def _first_gradient_alone(self) -> AbstractContextManager[Any]:
+        no_sync = getattr(self.model, "no_sync", None)
+        return nullcontext() if self.sync or no_sync is None else no_sync()
+
+
+class ASAM(SAM):
+    """SAM that follows every rescaling of the weights which keeps the function; see there for the arguments."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        base: type[torch.optim.Optimizer] | torch.optim.Optimizer = torch.optim.SGD,
+        *,
+        rho: float = 0.5,
+        adaptive: Adaptive = True,
+        eta: float = 0.01,
+        **settings: Any,
+    ):
+        super().__init__(params, base, rho=rho, adaptive=adaptive, eta=eta, **settings)
+
+
+RANGES = {"rho": Range(0.0), "eta": Range(0.0)}
+
+
+def _check(owner: str, group: Mapping[str, Any]) -> None:
+    check_ranges(owner, group, RANGES)
+    check_choice(owner, "adaptive", group["adaptive"], (False, True, "all"))
+    check_choice(owner, "by", group["by"], ("element", "filter"))
+
+
+def _base(owner: str, base: Any, params: Iterable[Any], settings: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """The base optimizer on the parameters.
+
+    Raises:
+        UserInputError: it is no optimizer, has other parameters, or keeps something under a name of SAM's.
+    """
+    if isinstance(base, type) and issubclass(base, torch.optim.Optimizer):
+        made = base(params, **settings)  # type: ignore[call-arg]
+    elif isinstance(base, torch.optim.Optimizer):
+        if settings:
+            raise UserInputError(f"{owner}: settings of a base that is made already are its own, got {dict(settings)}")
+        made = base
+        if _ids(params) != {id(one) for group in base.param_groups for one in group["params"]}:
+            raise UserInputError(f"{owner}: a base optimizer must hold the parameters that SAM is given, got others")
+    else:
+        raise UserInputError(
+            f"{owner}: base must be an optimizer of torch's kind, a class or an instance, got {base!r}"
+        )
+    taken = sorted({*OWN} & {*made.defaults})
+    if taken or isinstance(made, SAM):
+        what = "that is not SAM itself" if isinstance(made, SAM) else f"that keeps no {', '.join(taken)} of its own"
+        raise UserInputError(f"{owner}: base must be an optimizer {what}, got {type(made).__name__}")
+    return made
+
+
+def _ids(params: Iterable[Any]) -> set[int]:
+    """The parameters in any form that optimizers take: tensors, pairs with names, groups of either."""
+    found: set[int] = set()
+    for one in params:
+        if isinstance(one, Tensor):
+            found.add(id(one))
+        elif isinstance(one, tuple):
+            found.add(id(one[1]))
+        else:
+            found |= _ids([one["params"]] if isinstance(one["params"], Tensor) else one["params"])
+    return found
+
+
+def _called_weights(model: nn.Module | None) -> set[Tensor]:
+    """The parameters with "weight" in their name, as the released code of ASAM tells weights from the rest."""
+    return set() if model is None else {one for name, one in model.named_parameters() if "weight" in name}
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()

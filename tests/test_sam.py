@@ -210,6 +210,58 @@ def test_a_trajectory_is_that_of_pytorch_optimizer():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("form", [*FORMS.values(), {"scope": "group"}], ids=[*FORMS, "each group"])
+def test_second_order_is_the_exact_gradient_of_the_loss_at_the_moved_weights(form: dict[str, Any]):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2))
+    x, y = batch()
+    optimizer = sam(model, second_order=True, lr=1.0, momentum=0.0, **form)
+    weights = {name: w.detach().clone().requires_grad_() for name, w in model.named_parameters()}
+
+    def loss_at(values: dict[str, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(torch.func.functional_call(model, values, (x,)), y)
+
+    first = torch.autograd.grad(loss_at(weights), list(weights.values()), create_graph=True)
+    gradients = dict(zip(weights, first, strict=True))
+    moved = dict(zip(weights, moves_of(weights, gradients, form), strict=True))
+    objective = loss_at({name: weights[name] + moved[name] for name in weights})
+    exact = torch.autograd.grad(objective, list(weights.values()))
+    loss = optimizer.step(lambda: nn.functional.cross_entropy(model(x), y))
+    assert loss.item() == pytest.approx(loss_at(weights).detach().item(), abs=1e-14)
+    for name, gradient in zip(weights, exact, strict=True):
+        torch.testing.assert_close(model.get_parameter(name), weights[name] - gradient, rtol=0, atol=1e-12)
+
+
+def moves_of(weights: dict[str, Tensor], gradients: dict[str, Tensor], form: dict[str, Any]) -> list[Tensor]:
+    """The perturbations as one expression of the weights, for autograd."""
+    rho, eta, kind = form.get("rho", 0.05), form.get("eta", 0.01), form.get("adaptive", False)
+    t = []
+    for name, w in weights.items():
+        filters = form.get("by") == "filter" and w.dim() > 2
+        size = w.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * torch.ones_like(w) if filters else w.abs()
+        t.append(size + eta if kind == "all" or (kind and "weight" in name) else torch.ones_like(w))
+    g = list(gradients.values())
+    if form.get("norm") == math.inf:
+        return [rho * a * b.sign() for a, b in zip(t, g, strict=True)]
+    length = torch.sqrt(torch.stack([(a * b).square().sum() for a, b in zip(t, g, strict=True)]).sum())
+    return [rho * a * a * b / length for a, b in zip(t, g, strict=True)]
+
+
+def test_second_order_wants_the_loss_alone():
+    model = net()
+    with pytest.raises(UserInputError, match=r"second_order needs a closure that returns the loss, without backward"):
+        sam(model, second_order=True).step(lambda: 1.0)
+    with pytest.raises(UserInputError, match="takes no scaler with second_order"):
+        sam(model, second_order=True).step(lambda: 1.0, scaler=torch.amp.GradScaler("cpu"))
+
+
+def test_second_order_serves_chunks_and_plain_steps_too():
+    model = nn.Linear(3, 2)
+    optimizer, x = sam(model, second_order=True, interval=2), torch.randn(4, 3)
+    losses = [optimizer.step(lambda part: model(x[part]).square().mean(), samples=4, chunk=2) for _ in range(12)]
+    assert losses[-1] < losses[0]
+
+
 # --- what the two passes share
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Pull", "norm_of", "pulls_of"]
+__all__ = ["Pull", "norm_of", "pulls_of", "sensitive_steps"]
 
 
 @dataclass(frozen=True)
@@ -105,3 +105,47 @@ def norm_of(pulls: Sequence[Pull]) -> float:
         norms = torch._foreach_norm(pull.measured, 2, dtype=_wide(pull.measured[0].dtype))
         squares += float(torch.stack(norms).double().square().sum())
     return math.sqrt(squares)
+
+
+def sensitive_steps(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    normalised: Sequence[bool],
+    radii: Sequence[float],
+    *,
+    infinite: bool,
+    etas: Sequence[float],
+    filters: Sequence[bool],
+) -> dict[Tensor, Tensor]:
+    """The steps themselves, as functions of parameters and gradients that autograd can follow.
+
+    Args:
+        parameters: in their order.
+        gradients: made with create_graph.
+        normalised: for which of them T is that of ASAM.
+        radii: rho of each parameter.
+        infinite: the norm is the largest entry.
+        etas: what is added to T of each.
+        filters: for which T is the norm of a filter.
+    """
+    sizes = [
+        _size(w, eta, by_filter) if special else torch.ones_like(w)
+        for w, special, eta, by_filter in zip(parameters, normalised, etas, filters, strict=True)
+    ]
+    if infinite:
+        moves = [size * gradient.sign() for size, gradient in zip(sizes, gradients, strict=True)]
+        return {w: rho * move for w, rho, move in zip(parameters, radii, moves, strict=True)}
+    once = [size * gradient for size, gradient in zip(sizes, gradients, strict=True)]
+    if not once:
+        return {}
+    length = torch.stack([one.square().sum() for one in once]).sum().sqrt()
+    if not float(length.detach()):
+        return {w: torch.zeros_like(w) for w in parameters}
+    return {w: rho * size * one / length for w, rho, size, one in zip(parameters, radii, sizes, once, strict=True)}
+
+
+def _size(weight: Tensor, eta: float, by_filter: bool) -> Tensor:
+    if not by_filter or weight.dim() <= 2:
+        return weight.abs() + eta
+    norms = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    return norms.view(-1, *[1] * (weight.dim() - 1)).expand_as(weight) + eta

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from growkit.errors import GrowthRefused, UserInputError
-from growkit.optim.ascent import norm_of, pulls_of
+from growkit.optim.ascent import norm_of, pulls_of, sensitive_steps
+from growkit.optim.base import base_of
 from growkit.optim.checks import Range, check_choice, check_ranges
 from growkit.optim.two_passes import Replay, kept_buffers
 
@@ -70,6 +71,8 @@ class SAM(torch.optim.Optimizer):
             each group's learning rate; None for a constant rho.
         interval: only every so many steps moves the weights; the others are plain steps of the base.
         clip: largest norm of the final gradient, over all groups; None for no limit.
+        second_order: the exact gradient of the loss at w + e(w), with the derivative of e, which the paper leaves out.
+            The closure then only returns the loss, without backward(); a step costs about a third pass.
         sync: average the first gradient over processes too.
         model: the module that is trained.
         base_settings: of the base class.
@@ -96,6 +99,7 @@ class SAM(torch.optim.Optimizer):
         schedule: Schedule = None,
         interval: int = 1,
         clip: float | None = None,
+        second_order: bool = False,
         sync: bool = False,
         model: nn.Module | None = None,
         **base_settings: Any,
@@ -114,14 +118,14 @@ class SAM(torch.optim.Optimizer):
         if model is None:
             warnings.warn(NO_MODEL, stacklevel=2)
         self.model, self.scope, self.schedule, self.sync = model, scope, schedule, sync
-        self.interval, self.clip = interval, clip
+        self.interval, self.clip, self.second_order = interval, clip, second_order
         self.steps = self.skipped = 0
         self._own = own
         self._buffers: dict[Tensor, Tensor] = {}
         self._moved: tuple[list[Tensor], list[Tensor]] | None = None
         self._between: AbstractContextManager[None] | None = None
         self._weights: set[Tensor] = set()
-        self.base = _base(name, base, params, base_settings)
+        self.base = base_of(name, base, params, base_settings, OWN)
         super().__init__(self.base.param_groups, {**self.base.defaults, **own})
 
     # --- as any optimizer
@@ -225,21 +229,25 @@ class SAM(torch.optim.Optimizer):
                 "SAM.step needs a closure that computes the loss and its gradients, for it is called twice; or call "
                 "first_step() after the first backward and second_step() after the second"
             )
+        if self.second_order and scaler is not None:
+            raise UserInputError("SAM.step takes no scaler with second_order, whose closure makes no backward pass")
         if (samples is None) != (chunk is None):
             raise UserInputError(f"SAM.step takes samples and chunk together, got samples={samples}, chunk={chunk}")
         if self.steps % self.interval:
-            with torch.enable_grad():
-                loss = self._pass(closure)
-            finite = True
+            loss, finite = self._plainly(closure if samples is None else lambda: closure(slice(0, samples))), True
         elif samples is not None and chunk is not None:
             loss, finite = self._in_chunks(closure, samples, chunk)
         else:
-            loss, finite = self._two_passes(closure)
+            loss, finite = self._looked_around(closure)
         self._finish(scaler, finite)
         return loss
 
-    def _two_passes(self, closure: Callable[[], Any]) -> tuple[Any, bool]:
+    def _looked_around(self, closure: Callable[[], Any]) -> tuple[Any, bool]:
         """The gradient of SAM in the place of the gradients; the loss, and whether all was finite."""
+        return self._exactly(closure) if self.second_order else self._two_passes(closure)
+
+    def _two_passes(self, closure: Callable[[], Any]) -> tuple[Any, bool]:
+        """Without the derivative of the move, as in the paper."""
         replay = Replay()
         with torch.enable_grad(), self._first_gradient_alone():
             loss = self._pass(closure)
@@ -252,13 +260,66 @@ class SAM(torch.optim.Optimizer):
             self.restore()
         return loss, True
 
+    def _exactly(self, closure: Callable[[], Tensor]) -> tuple[Tensor, bool]:
+        """The gradient of L(w + e(w)) in the place of the gradients; weights move without autograd's knowledge."""
+        replay = Replay()
+        with torch.enable_grad():
+            loss = self._loss_of(closure)
+            trained = [one for group in self.param_groups for one in group["params"] if one.requires_grad]
+            gradients = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
+            used = [(one, gradient) for one, gradient in zip(trained, gradients, strict=True) if gradient is not None]
+            steps = self._sensitive_steps(dict(used))
+        if not all(bool(step.isfinite().all()) for step in steps.values()):
+            return loss.detach(), False
+        kept = {parameter: parameter.detach().clone() for parameter in steps}
+        try:
+            for parameter, step in steps.items():
+                parameter.data.add_(step.detach())
+            with replay.again(), kept_buffers(self.model), torch.enable_grad():
+                there = torch.autograd.grad(self._loss_of(closure), trained, allow_unused=True)
+        finally:
+            for parameter, value in kept.items():
+                parameter.data.copy_(value)
+        pull = dict(zip(trained, there, strict=True))
+        ends = [(step, pull[one]) for one, step in steps.items() if pull[one] is not None and step.requires_grad]
+        chained = torch.autograd.grad([step for step, _ in ends], trained, [end for _, end in ends], allow_unused=True)
+        for parameter, direct, through in zip(trained, there, chained, strict=True):
+            parts = [part for part in (direct, through) if part is not None]
+            parameter.grad = None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        return loss.detach(), True
+
+    def _loss_of(self, closure: Callable[[], Tensor]) -> Tensor:
+        torch.clear_autocast_cache()
+        self.zero_grad()
+        loss = closure()
+        if not (isinstance(loss, Tensor) and loss.requires_grad and loss.dim() == 0):
+            raise UserInputError("SAM.step with second_order needs a closure that returns the loss, without backward()")
+        return loss
+
+    def _sensitive_steps(self, gradients: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """The moves of all parameters, as functions of the weights that autograd can follow."""
+        steps: dict[Tensor, Tensor] = {}
+        scopes = [[group] for group in self.param_groups] if self.scope == "group" else [self.param_groups]
+        for groups in scopes:
+            places = [(one, group) for group in groups for one in group["params"] if one in gradients and group["rho"]]
+            steps |= sensitive_steps(
+                [one for one, _ in places],
+                [gradients[one] for one, _ in places],
+                [self._is_normalised(one, group) for one, group in places],
+                [self._radius(group) for _, group in places],
+                infinite=groups[0]["norm"] == math.inf,
+                etas=[group["eta"] for _, group in places],
+                filters=[group["by"] == "filter" for _, group in places],
+            )
+        return steps
+
     def _in_chunks(self, closure: Callable[[slice], Any], samples: int, chunk: int) -> tuple[Any, bool]:
         sums: dict[Tensor, Tensor] = {}
         mean, finite = None, True
         for start in range(0, samples, chunk):
             part = slice(start, min(start + chunk, samples))
             share = (part.stop - part.start) / samples
-            loss, fine = self._two_passes(lambda part=part: closure(part))
+            loss, fine = self._looked_around(lambda part=part: closure(part))
             finite = finite and fine
             mean = share * loss.detach() if mean is None else mean + share * loss.detach()
             for parameter in self._with_gradients():
@@ -268,6 +329,14 @@ class SAM(torch.optim.Optimizer):
         for parameter, gradient in sums.items():
             parameter.grad = gradient
         return mean, finite
+
+    def _plainly(self, closure: Callable[[], Any]) -> Any:
+        with torch.enable_grad():
+            if not self.second_order:
+                return self._pass(closure)
+            loss = self._loss_of(closure)
+            loss.backward()
+            return loss.detach()
 
     def _pass(self, closure: Callable[[], Any]) -> Any:
         torch.clear_autocast_cache()  # it may hold copies of the weights from before they were moved
@@ -442,44 +511,6 @@ def _check(owner: str, group: Mapping[str, Any]) -> None:
     check_ranges(owner, group, RANGES)
     check_choice(owner, "adaptive", group["adaptive"], (False, True, "all"))
     check_choice(owner, "by", group["by"], ("element", "filter"))
-
-
-def _base(owner: str, base: Any, params: Iterable[Any], settings: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """The base optimizer on the parameters.
-
-    Raises:
-        UserInputError: it is no optimizer, has other parameters, or keeps something under a name of SAM's.
-    """
-    if isinstance(base, type) and issubclass(base, torch.optim.Optimizer):
-        made = base(params, **settings)  # type: ignore[call-arg]
-    elif isinstance(base, torch.optim.Optimizer):
-        if settings:
-            raise UserInputError(f"{owner}: settings of a base that is made already are its own, got {dict(settings)}")
-        made = base
-        if _ids(params) != {id(one) for group in base.param_groups for one in group["params"]}:
-            raise UserInputError(f"{owner}: a base optimizer must hold the parameters that SAM is given, got others")
-    else:
-        raise UserInputError(
-            f"{owner}: base must be an optimizer of torch's kind, a class or an instance, got {base!r}"
-        )
-    taken = sorted({*OWN} & {*made.defaults})
-    if taken or isinstance(made, SAM):
-        what = "that is not SAM itself" if isinstance(made, SAM) else f"that keeps no {', '.join(taken)} of its own"
-        raise UserInputError(f"{owner}: base must be an optimizer {what}, got {type(made).__name__}")
-    return made
-
-
-def _ids(params: Iterable[Any]) -> set[int]:
-    """The parameters in any form that optimizers take: tensors, pairs with names, groups of either."""
-    found: set[int] = set()
-    for one in params:
-        if isinstance(one, Tensor):
-            found.add(id(one))
-        elif isinstance(one, tuple):
-            found.add(id(one[1]))
-        else:
-            found |= _ids([one["params"]] if isinstance(one["params"], Tensor) else one["params"])
-    return found
 
 
 def _called_weights(model: nn.Module | None) -> set[Tensor]:

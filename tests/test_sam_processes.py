@@ -1,0 +1,71 @@
+"""SAM in several processes: perturbed together or each by its own gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from growkit.optim import SAM
+
+STEPS, SETTINGS = 3, {"rho": 0.3, "lr": 0.1, "momentum": 0.9}
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    return torch.randn(8, 4, generator=torch.Generator().manual_seed(1)).double(), torch.arange(8) % 2
+
+
+def half(rank: int, folder: str) -> None:
+    """One of two processes: it sees a half of the batch."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    x, y = (one.chunk(2)[rank] for one in batch())
+    for sync in (True, False):
+        model = DistributedDataParallel(net())
+        optimizer = SAM(model.parameters(), torch.optim.SGD, model=model, sync=sync, **SETTINGS)
+
+        def closure(model: nn.Module = model) -> Tensor:
+            loss = cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        for _ in range(STEPS):
+            optimizer.step(closure)
+        if rank == 0:
+            torch.save([one.detach() for one in model.module.parameters()], f"{folder}/{sync}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(half, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize(("sync", "chunk"), [(True, 8), (False, 4)], ids=["together", "each its own"])
+def test_two_processes_are_one_on_the_joined_batch(trained: Path, sync: bool, chunk: int) -> None:
+    model, (x, y) = net(), batch()
+    optimizer = SAM(model.parameters(), torch.optim.SGD, model=model, **SETTINGS)
+
+    def closure(part: slice) -> Tensor:
+        loss = cross_entropy(model(x[part]), y[part])
+        loss.backward()
+        return loss
+
+    for _ in range(STEPS):
+        optimizer.step(closure, samples=8, chunk=chunk)
+    theirs = torch.load(trained / f"{sync}.pt", weights_only=True)
+    for mine, other in zip(model.parameters(), theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)

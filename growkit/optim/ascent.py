@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SMALL = 16_384  # entries of a tensor
+
 __all__ = ["Pull", "norm_of", "pulls_of", "sensitive_steps"]
 
 
@@ -102,9 +104,18 @@ def norm_of(pulls: Sequence[Pull]) -> float:
     """The root of the sum of squares of what is measured, over all of them, read by the host."""
     squares = 0.0
     for pull in pulls:
-        norms = torch._foreach_norm(pull.measured, 2, dtype=_wide(pull.measured[0].dtype))
-        squares += float(torch.stack(norms).double().square().sum())
+        dtype = _wide(pull.measured[0].dtype)
+        small = [one for one in pull.measured if one.numel() <= SMALL]
+        large = pull.measured if not small else [one for one in pull.measured if one.numel() > SMALL]
+        if small:  # copied into one, for a norm costs more than the copy of a small tensor
+            squares += float(torch.linalg.vector_norm(_flatten(small), dtype=dtype)) ** 2
+        if large:
+            squares += float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(large, 2, dtype=dtype)))) ** 2
     return math.sqrt(squares)
+
+
+def _flatten(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([one.reshape(-1) for one in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
 
 
 def sensitive_steps(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from growkit.errors import UserInputError
 
@@ -14,7 +14,12 @@ __all__ = ["base_of"]
 
 
 def base_of(
-    owner: str, base: Any, params: Iterable[Any], settings: Mapping[str, Any], own: Collection[str]
+    owner: str,
+    base: Any,
+    params: Iterable[Any],
+    settings: Mapping[str, Any],
+    own: Collection[str],
+    model: nn.Module | None,
 ) -> torch.optim.Optimizer:
     """The base optimizer on the parameters.
 
@@ -24,12 +29,14 @@ def base_of(
         params: in any form that optimizers take.
         settings: of a class.
         own: what the owner keeps in the groups under names of its own.
+        model: the module that is trained, if it is known.
 
     Raises:
         UserInputError: it is no optimizer, has other parameters, or keeps something under a name of SAM's.
     """
     if isinstance(base, type) and issubclass(base, torch.optim.Optimizer):
-        made = base(params, **settings)  # type: ignore[call-arg]
+        params = list(params)
+        made = base(params, **_fused(base, params, settings, model))  # type: ignore[call-arg]
     elif isinstance(base, torch.optim.Optimizer):
         if settings:
             raise UserInputError(f"{owner}: settings of a base that is made already are its own, got {dict(settings)}")
@@ -47,14 +54,34 @@ def base_of(
     return made
 
 
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+FORMS = {"fused", "foreach", "capturable", "differentiable"}
+
+
+def _fused(base: type, params: list[Any], settings: Mapping[str, Any], model: nn.Module | None) -> Mapping[str, Any]:
+    """The settings, with fused=True where torch has one kernel for a step and nobody chose another form.
+
+    That kernel takes no sparse gradients, and whether there will be some only a model tells.
+    """
+    if model is None or base not in FUSED or FORMS & {*settings}:
+        return settings
+    able = all(one.is_floating_point() and one.device.type in ("cpu", "cuda") for one in _tensors(params))
+    sparse = any(getattr(module, "sparse", False) for module in model.modules())
+    return {**settings, "fused": True} if able and not sparse else settings
+
+
 def _ids(params: Iterable[Any]) -> set[int]:
+    return {id(one) for one in _tensors(params)}
+
+
+def _tensors(params: Iterable[Any]) -> Iterator[Tensor]:
     """The parameters in any form that optimizers take: tensors, pairs with names, groups of either."""
-    found: set[int] = set()
     for one in params:
         if isinstance(one, Tensor):
-            found.add(id(one))
+            yield one
         elif isinstance(one, tuple):
-            found.add(id(one[1]))
+            yield one[1]
         else:
-            found |= _ids([one["params"]] if isinstance(one["params"], Tensor) else one["params"])
-    return found
+            inside = one["params"]
+            one["params"] = [inside] if isinstance(inside, Tensor) else list(inside)  # a generator serves once
+            yield from _tensors(one["params"])

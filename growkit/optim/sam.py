@@ -61,6 +61,8 @@ class SAM(torch.optim.Optimizer):
         params: parameters, (name, parameter) pairs, or groups with settings of their own (`rho`, `adaptive`, `eta`,
             `by` and those of the base). A group of rho 0 is not moved and does not count in the norm.
         base: an optimizer class, made from the groups with `base_settings`, or an instance with the same parameters.
+            Given `model`, torch's SGD, Adam and AdamW are made with fused=True, unless a module has sparse gradients or
+            `base_settings` choose a form themselves.
         rho: radius of the neighbourhood.
         adaptive: True gives weights their T of ASAM, and biases and shifts T = 1; "all" gives it to all parameters.
         eta: added to T. At 0 weights that are 0, as those of units that just grew, would never be moved.
@@ -121,11 +123,11 @@ class SAM(torch.optim.Optimizer):
         self.interval, self.clip, self.second_order = interval, clip, second_order
         self.steps = self.skipped = 0
         self._own = own
-        self._buffers: dict[Tensor, Tensor] = {}
+        self._buffers: tuple[list[torch.Size], list[Tensor]] = [], []
         self._moved: tuple[list[Tensor], list[Tensor]] | None = None
         self._between: AbstractContextManager[None] | None = None
         self._weights: set[Tensor] = set()
-        self.base = base_of(name, base, params, base_settings, OWN)
+        self.base = base_of(name, base, params, base_settings, OWN, model)
         super().__init__(self.base.param_groups, {**self.base.defaults, **own})
 
     # --- as any optimizer
@@ -192,7 +194,7 @@ class SAM(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_in_place("copied")
-        return {key: value for key, value in self.__dict__.items() if key != "step"} | {"_buffers": {}}
+        return {key: value for key, value in self.__dict__.items() if key != "step"} | {"_buffers": ([], [])}
 
     def _check_in_place(self, what: str) -> None:
         if self._moved is not None:
@@ -342,7 +344,7 @@ class SAM(torch.optim.Optimizer):
         torch.clear_autocast_cache()  # it may hold copies of the weights from before they were moved
         self.zero_grad()
         loss = closure()
-        if not any(True for _ in self._with_gradients()):
+        if next(self._with_gradients(), None) is None:
             raise UserInputError("SAM.step: the closure must call backward() on the loss; no parameter has a gradient")
         return loss
 
@@ -356,7 +358,7 @@ class SAM(torch.optim.Optimizer):
             UserInputError: there is no gradient, or the weights were moved already.
         """
         self._check_in_place("stepped")
-        if not any(True for _ in self._with_gradients()):
+        if next(self._with_gradients(), None) is None:
             raise UserInputError("SAM.first_step comes after backward(), got no parameter with a gradient")
         moved = self._move()
         if moved:
@@ -388,7 +390,7 @@ class SAM(torch.optim.Optimizer):
             parameters, kept = moved
             torch._foreach_copy_(parameters, kept)
             if any(kept_one.is_cuda for kept_one in kept):
-                self._buffers.clear()  # torch keeps the memory; on a CPU new memory costs more than the copy
+                self._buffers = [], []  # torch keeps the memory; on a CPU new memory costs more than the copy
         between, self._between = self._between, None
         if between is not None:
             between.__exit__(None, None, None)
@@ -397,7 +399,7 @@ class SAM(torch.optim.Optimizer):
         self.steps += 1
         if scaler is not None:  # it finds what is not finite, steps or not, and remembers it for its update
             self._clip(scaler)
-            scaler.step(self.base)
+            self._step_scaled(scaler)
             return
         if finite:
             self._clip(None)
@@ -406,6 +408,15 @@ class SAM(torch.optim.Optimizer):
         if not self.skipped:
             warnings.warn(f"SAM skipped step {self.steps}: the gradient of its first pass is not finite", stacklevel=4)
         self.skipped += 1
+
+    def _step_scaled(self, scaler: torch.amp.GradScaler) -> None:
+        """A fused step that finds an overflow leaves momenta that it never wrote to, if they are new: they go again."""
+        known = set(self.base.state)
+        scaler.step(self.base)
+        new = [parameter for parameter in self._with_gradients() if parameter not in known]
+        if new and not all(bool(_dense(parameter.grad).isfinite().all()) for parameter in self._with_gradients()):
+            for parameter in new:
+                self.base.state.pop(parameter, None)
 
     def _clip(self, scaler: torch.amp.GradScaler | None) -> None:
         if self.clip is None:
@@ -430,7 +441,7 @@ class SAM(torch.optim.Optimizer):
             length = 1.0 if infinite else length
             moves += [(pull, self._radius(group) / length if length else 0.0) for group, pull in pulls]
         parameters = [parameter for pull, _ in moves for parameter in pull.parameters]
-        kept = [self._kept(parameter) for parameter in parameters]
+        kept = self._room_for(parameters)
         if parameters:
             torch._foreach_copy_(kept, parameters)
         self._moved = parameters, kept
@@ -467,18 +478,16 @@ class SAM(torch.optim.Optimizer):
             return group["rho"] * (float(group["lr"]) / base_lr if base_lr else float(group["lr"] > 0))
         return group["rho"] * self.schedule(self.steps)  # type: ignore[operator]
 
-    def _kept(self, parameter: Tensor) -> Tensor:
-        """Memory for a copy of a parameter; the same as in the step before, unless its shape changed."""
-        known = self._buffers.get(parameter)
-        alike = known is not None and (known.shape, known.dtype, known.device, known.stride()) == (
-            parameter.shape,
-            parameter.dtype,
-            parameter.device,
-            parameter.stride(),
-        )
-        if known is None or not alike:
-            known = self._buffers[parameter] = torch.empty_like(parameter, requires_grad=False)
-        return known
+    def _room_for(self, parameters: list[Tensor]) -> list[Tensor]:
+        """Memory for copies of parameters; the same as in the step before where it fits."""
+        shapes, kept = self._buffers
+        if [one.shape for one in parameters] != shapes or any(
+            one.dtype != other.dtype or one.device != other.device or one.stride() != other.stride()
+            for one, other in zip(parameters, kept, strict=True)
+        ):
+            kept = [torch.empty_like(one, requires_grad=False) for one in parameters]
+            self._buffers = [one.shape for one in parameters], kept
+        return kept
 
     def _with_gradients(self) -> Iterator[Any]:
         return (one for group in self.param_groups for one in group["params"] if one.grad is not None)

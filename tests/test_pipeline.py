@@ -100,6 +100,20 @@ def test_the_ungrown_seed_at_equal_training_flops(grown: RunResult, tmp_path: Pa
     assert set(control.result) == set(grown.result)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "passes"), [("{name: sam, base: {lr: 0.1}}", 2.0), ("{name: asam, interval: 2}", 1.5)]
+)
+def test_passes_of_sam_are_counted_in_plan_run_and_control(
+    grown: RunResult, tmp_path: Path, optimizer: str, passes: float
+):
+    result = short_run(tmp_path, train__optimizer=optimizer)
+    assert len(events(result, "growth")) == 3
+    assert result.result["train_flops"] == pytest.approx(passes * grown.result["train_flops"], rel=0.01)
+    assert result.result["planned_train_flops"] == pytest.approx(result.result["train_flops"], rel=0.01)
+    control = short_run(tmp_path, control="seed", train__optimizer=optimizer)
+    assert control.result["train_flops"] == pytest.approx(result.result["train_flops"], rel=0.02)
+
+
 def test_the_full_network_at_equal_training_flops(grown: RunResult, tmp_path: Path):
     control = short_run(tmp_path, control="full")
     assert control.result["params"] == grown.result["params"]

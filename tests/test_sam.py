@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import growkit
 from growkit.errors import UserInputError
-from growkit.optim import ASAM, SAM, AdaBound
+from growkit.optim import AMP, ASAM, SAM, AdaBound
 
 Closure = Callable[[], Tensor]
 
@@ -260,6 +260,18 @@ def test_second_order_serves_chunks_and_plain_steps_too():
     optimizer, x = sam(model, second_order=True, interval=2), torch.randn(4, 3)
     losses = [optimizer.step(lambda part: model(x[part]).square().mean(), samples=4, chunk=2) for _ in range(12)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("inner_lr", "factor"), [(0.01, 0.01), (1.0, 0.1 / 5.0)])
+def test_adversarial_perturbation_moves_by_its_rate_but_no_further_than_the_radius(inner_lr: float, factor: float):
+    holder = nn.Module()
+    holder.weight = weight = nn.Parameter(torch.ones(2))
+    optimizer = AMP([weight], torch.optim.SGD, rho=0.1, inner_lr=inner_lr, model=holder, lr=0.1)
+    weight.grad = torch.tensor([3.0, 4.0])
+    optimizer.first_step()
+    assert weight.tolist() == pytest.approx([1 + 3 * factor, 1 + 4 * factor], abs=1e-14)
+    with pytest.raises(UserInputError, match="AMP moves along the gradient itself, so it takes no adaptive"):
+        AMP([weight], torch.optim.SGD, adaptive=True, model=holder, lr=0.1)
 
 
 # --- what the two passes share

@@ -3,6 +3,6 @@
 from growkit.optim.adabound import AdaBound, AMSBound
 from growkit.optim.radius import Cosine, Linear
 from growkit.optim.registry import build_optimizer, passes_per_step
-from growkit.optim.sam import ASAM, SAM
+from growkit.optim.sam import AMP, ASAM, SAM
 
-__all__ = ["ASAM", "SAM", "AMSBound", "AdaBound", "Cosine", "Linear", "build_optimizer", "passes_per_step"]
+__all__ = ["AMP", "ASAM", "SAM", "AMSBound", "AdaBound", "Cosine", "Linear", "build_optimizer", "passes_per_step"]

@@ -24,7 +24,7 @@ from growkit.optim.base import base_of
 from growkit.optim.checks import Range, check_choice, check_ranges
 from growkit.optim.two_passes import Replay, kept_buffers
 
-__all__ = ["ASAM", "SAM"]
+__all__ = ["AMP", "ASAM", "SAM"]
 
 Adaptive = bool | Literal["all"]
 Schedule = Callable[[int], float] | Literal["lr"] | None
@@ -439,7 +439,7 @@ class SAM(torch.optim.Optimizer):
             if not math.isfinite(length):
                 return False
             length = 1.0 if infinite else length
-            moves += [(pull, self._radius(group) / length if length else 0.0) for group, pull in pulls]
+            moves += [(pull, self._factor(self._radius(group), length)) for group, pull in pulls]
         parameters = [parameter for pull, _ in moves for parameter in pull.parameters]
         kept = self._room_for(parameters)
         if parameters:
@@ -449,6 +449,10 @@ class SAM(torch.optim.Optimizer):
             if factor:
                 torch._foreach_add_(pull.parameters, pull.direction, alpha=factor)
         return True
+
+    def _factor(self, radius: float, length: float) -> float:
+        """What the direction is multiplied by, given the norm of what was measured."""
+        return radius / length if length else 0.0
 
     def _pulls(self, group: dict[str, Any]) -> Iterator[Any]:
         if not group["rho"]:
@@ -511,6 +515,33 @@ class ASAM(SAM):
         **settings: Any,
     ):
         super().__init__(params, base, rho=rho, adaptive=adaptive, eta=eta, **settings)
+
+
+class AMP(SAM):
+    """Adversarial model perturbation (Zheng, Zhang and Mao, CVPR 2021), with one inner step.
+
+    The weights move by `inner_lr` times their gradient, at most by rho: w + min(inner_lr, rho / |g|) g. Where the loss is
+    flat they stay nearly where they are, which SAM's do not; see there for the other arguments.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        base: type[torch.optim.Optimizer] | torch.optim.Optimizer = torch.optim.SGD,
+        *,
+        rho: float = 0.5,
+        inner_lr: float = 1.0,
+        **settings: Any,
+    ):
+        check_ranges(type(self).__name__, {"inner_lr": inner_lr}, {"inner_lr": Range(0.0, open_below=True)})
+        taken = sorted({"adaptive", "norm", "second_order", "eta", "by"} & {*settings})
+        if taken:
+            raise UserInputError(f"AMP moves along the gradient itself, so it takes no {', '.join(taken)}")
+        self.inner_lr = inner_lr
+        super().__init__(params, base, rho=rho, **settings)
+
+    def _factor(self, radius: float, length: float) -> float:
+        return min(self.inner_lr, radius / length) if length else 0.0
 
 
 RANGES = {"rho": Range(0.0), "eta": Range(0.0)}

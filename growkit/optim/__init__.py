@@ -1,8 +1,9 @@
 """Optimizers: SAM and ASAM, AdaBound and AMSBound, torch's own, and all of them by name."""
 
 from growkit.optim.adabound import AdaBound, AMSBound
+from growkit.optim.kin import AMP, ASAM
 from growkit.optim.radius import Cosine, Linear
 from growkit.optim.registry import build_optimizer, passes_per_step
-from growkit.optim.sam import AMP, ASAM, SAM
+from growkit.optim.sam import SAM
 
 __all__ = ["AMP", "ASAM", "SAM", "AMSBound", "AdaBound", "Cosine", "Linear", "build_optimizer", "passes_per_step"]

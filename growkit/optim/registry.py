@@ -23,8 +23,9 @@ from growkit.config.train import (
 )
 from growkit.errors import ModelError
 from growkit.optim.adabound import AdaBound, AMSBound
+from growkit.optim.kin import ASAM
 from growkit.optim.radius import Cosine, Linear
-from growkit.optim.sam import ASAM, SAM
+from growkit.optim.sam import SAM
 
 __all__ = ["build_optimizer", "passes_per_step"]
 

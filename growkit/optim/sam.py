@@ -1,4 +1,4 @@
-"""SAM and ASAM: the gradient at the worst place nearby, with any base optimizer.
+"""SAM: the gradient at the worst place nearby, with any base optimizer.
 
 Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-aware minimization for efficiently improving generalization", ICLR
 2021; Kwon, Kim, Park and Choi, "ASAM", ICML 2021.
@@ -22,9 +22,11 @@ from growkit.errors import GrowthRefused, UserInputError
 from growkit.optim.ascent import norm_of, pulls_of, sensitive_steps
 from growkit.optim.base import base_of
 from growkit.optim.checks import Range, check_choice, check_ranges
+from growkit.optim.displacement import Displacement
+from growkit.optim.exact import exact_gradient
 from growkit.optim.two_passes import Replay, kept_buffers
 
-__all__ = ["AMP", "ASAM", "SAM"]
+__all__ = ["SAM", "Adaptive"]
 
 Adaptive = bool | Literal["all"]
 Schedule = Callable[[int], float] | Literal["lr"] | None
@@ -123,8 +125,7 @@ class SAM(torch.optim.Optimizer):
         self.interval, self.clip, self.second_order = interval, clip, second_order
         self.steps = self.skipped = 0
         self._own = own
-        self._buffers: tuple[list[torch.Size], list[Tensor]] = [], []
-        self._moved: tuple[list[Tensor], list[Tensor]] | None = None
+        self._displaced = Displacement()
         self._between: AbstractContextManager[None] | None = None
         self._weights: set[Tensor] = set()
         self.base = base_of(name, base, params, base_settings, OWN, model)
@@ -148,7 +149,7 @@ class SAM(torch.optim.Optimizer):
         Raises:
             GrowthRefused: between the two passes: weights that are moved may not grow.
         """
-        if self._moved is not None:
+        if self._displaced.active:
             raise GrowthRefused(BETWEEN.format("grown"))
         return self.base.state
 
@@ -194,10 +195,10 @@ class SAM(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_in_place("copied")
-        return {key: value for key, value in self.__dict__.items() if key != "step"} | {"_buffers": ([], [])}
+        return {key: value for key, value in self.__dict__.items() if key != "step"}
 
     def _check_in_place(self, what: str) -> None:
-        if self._moved is not None:
+        if self._displaced.active:
             raise UserInputError(BETWEEN.format(what))
 
     # --- the step
@@ -263,32 +264,9 @@ class SAM(torch.optim.Optimizer):
         return loss, True
 
     def _exactly(self, closure: Callable[[], Tensor]) -> tuple[Tensor, bool]:
-        """The gradient of L(w + e(w)) in the place of the gradients; weights move without autograd's knowledge."""
-        replay = Replay()
-        with torch.enable_grad():
-            loss = self._loss_of(closure)
-            trained = [one for group in self.param_groups for one in group["params"] if one.requires_grad]
-            gradients = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
-            used = [(one, gradient) for one, gradient in zip(trained, gradients, strict=True) if gradient is not None]
-            steps = self._sensitive_steps(dict(used))
-        if not all(bool(step.isfinite().all()) for step in steps.values()):
-            return loss.detach(), False
-        kept = {parameter: parameter.detach().clone() for parameter in steps}
-        try:
-            for parameter, step in steps.items():
-                parameter.data.add_(step.detach())
-            with replay.again(), kept_buffers(self.model), torch.enable_grad():
-                there = torch.autograd.grad(self._loss_of(closure), trained, allow_unused=True)
-        finally:
-            for parameter, value in kept.items():
-                parameter.data.copy_(value)
-        pull = dict(zip(trained, there, strict=True))
-        ends = [(step, pull[one]) for one, step in steps.items() if pull[one] is not None and step.requires_grad]
-        chained = torch.autograd.grad([step for step, _ in ends], trained, [end for _, end in ends], allow_unused=True)
-        for parameter, direct, through in zip(trained, there, chained, strict=True):
-            parts = [part for part in (direct, through) if part is not None]
-            parameter.grad = None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1]
-        return loss.detach(), True
+        """With the derivative of the move."""
+        trained = [one for group in self.param_groups for one in group["params"] if one.requires_grad]
+        return exact_gradient(lambda: self._loss_of(closure), trained, self._sensitive_steps, self.model)
 
     def _loss_of(self, closure: Callable[[], Tensor]) -> Tensor:
         torch.clear_autocast_cache()
@@ -374,7 +352,7 @@ class SAM(torch.optim.Optimizer):
         Raises:
             UserInputError: `first_step` was not called.
         """
-        if self._moved is None:
+        if not self._displaced.active:
             raise UserInputError("SAM.second_step comes after first_step and a second backward()")
         self.restore()
         self._finish(scaler, True)
@@ -385,12 +363,7 @@ class SAM(torch.optim.Optimizer):
     @torch.no_grad()
     def restore(self) -> None:
         """Put the weights back to where they were before the first pass, bit for bit; nothing if they are there."""
-        moved, self._moved = self._moved, None
-        if moved is not None:
-            parameters, kept = moved
-            torch._foreach_copy_(parameters, kept)
-            if any(kept_one.is_cuda for kept_one in kept):
-                self._buffers = [], []  # torch keeps the memory; on a CPU new memory costs more than the copy
+        self._displaced.restore()
         between, self._between = self._between, None
         if between is not None:
             between.__exit__(None, None, None)
@@ -440,14 +413,7 @@ class SAM(torch.optim.Optimizer):
                 return False
             length = 1.0 if infinite else length
             moves += [(pull, self._factor(self._radius(group), length)) for group, pull in pulls]
-        parameters = [parameter for pull, _ in moves for parameter in pull.parameters]
-        kept = self._room_for(parameters)
-        if parameters:
-            torch._foreach_copy_(kept, parameters)
-        self._moved = parameters, kept
-        for pull, factor in moves:
-            if factor:
-                torch._foreach_add_(pull.parameters, pull.direction, alpha=factor)
+        self._displaced.move(moves)
         return True
 
     def _factor(self, radius: float, length: float) -> float:
@@ -482,66 +448,12 @@ class SAM(torch.optim.Optimizer):
             return group["rho"] * (float(group["lr"]) / base_lr if base_lr else float(group["lr"] > 0))
         return group["rho"] * self.schedule(self.steps)  # type: ignore[operator]
 
-    def _room_for(self, parameters: list[Tensor]) -> list[Tensor]:
-        """Memory for copies of parameters; the same as in the step before where it fits."""
-        shapes, kept = self._buffers
-        if [one.shape for one in parameters] != shapes or any(
-            one.dtype != other.dtype or one.device != other.device or one.stride() != other.stride()
-            for one, other in zip(parameters, kept, strict=True)
-        ):
-            kept = [torch.empty_like(one, requires_grad=False) for one in parameters]
-            self._buffers = [one.shape for one in parameters], kept
-        return kept
-
     def _with_gradients(self) -> Iterator[Any]:
         return (one for group in self.param_groups for one in group["params"] if one.grad is not None)
 
     def _first_gradient_alone(self) -> AbstractContextManager[Any]:
         no_sync = getattr(self.model, "no_sync", None)
         return nullcontext() if self.sync or no_sync is None else no_sync()
-
-
-class ASAM(SAM):
-    """SAM that follows every rescaling of the weights which keeps the function; see there for the arguments."""
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        base: type[torch.optim.Optimizer] | torch.optim.Optimizer = torch.optim.SGD,
-        *,
-        rho: float = 0.5,
-        adaptive: Adaptive = True,
-        eta: float = 0.01,
-        **settings: Any,
-    ):
-        super().__init__(params, base, rho=rho, adaptive=adaptive, eta=eta, **settings)
-
-
-class AMP(SAM):
-    """Adversarial model perturbation (Zheng, Zhang and Mao, CVPR 2021), with one inner step.
-
-    The weights move by `inner_lr` times their gradient, at most by rho: w + min(inner_lr, rho / |g|) g. Where the loss is
-    flat they stay nearly where they are, which SAM's do not; see there for the other arguments.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        base: type[torch.optim.Optimizer] | torch.optim.Optimizer = torch.optim.SGD,
-        *,
-        rho: float = 0.5,
-        inner_lr: float = 1.0,
-        **settings: Any,
-    ):
-        check_ranges(type(self).__name__, {"inner_lr": inner_lr}, {"inner_lr": Range(0.0, open_below=True)})
-        taken = sorted({"adaptive", "norm", "second_order", "eta", "by"} & {*settings})
-        if taken:
-            raise UserInputError(f"AMP moves along the gradient itself, so it takes no {', '.join(taken)}")
-        self.inner_lr = inner_lr
-        super().__init__(params, base, rho=rho, **settings)
-
-    def _factor(self, radius: float, length: float) -> float:
-        return min(self.inner_lr, radius / length) if length else 0.0
 
 
 RANGES = {"rho": Range(0.0), "eta": Range(0.0)}

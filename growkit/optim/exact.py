@@ -1,0 +1,60 @@
+"""The exact gradient of SAM's objective L(w + e(w)), with the derivative of e that the paper leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from growkit.optim.two_passes import Replay, kept_buffers
+
+__all__ = ["exact_gradient"]
+
+
+def exact_gradient(
+    loss_of: Callable[[], Tensor],
+    trained: Sequence[Tensor],
+    steps_of: Callable[[dict[Tensor, Tensor]], Mapping[Tensor, Tensor]],
+    model: nn.Module | None,
+) -> tuple[Tensor, bool]:
+    """Put grad L(w + e) + (de/dw)^T grad L(w + e) in the place of the gradients.
+
+    Args:
+        loss_of: computes the loss at the present weights.
+        trained: the parameters.
+        steps_of: gives e of each parameter from their gradients, so that autograd can follow.
+        model: whose buffers shall be those of the first pass, if it is known.
+
+    Returns:
+        The loss at w, and whether e was finite; if not, nothing was done.
+    """
+    replay = Replay()
+    with torch.enable_grad():
+        loss = loss_of()
+        gradients = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
+        pairs = zip(trained, gradients, strict=True)
+        steps = steps_of({one: gradient for one, gradient in pairs if gradient is not None})
+    if not all(bool(step.isfinite().all()) for step in steps.values()):
+        return loss.detach(), False
+    kept = {parameter: parameter.detach().clone() for parameter in steps}
+    try:
+        for parameter, step in steps.items():
+            parameter.data.add_(step.detach())  # by .data: autograd still needs the graph of the first pass
+        with replay.again(), kept_buffers(model), torch.enable_grad():
+            there = torch.autograd.grad(loss_of(), trained, allow_unused=True)
+    finally:
+        for parameter, value in kept.items():
+            parameter.data.copy_(value)
+    _chain(trained, there, steps)
+    return loss.detach(), True
+
+
+def _chain(trained: Sequence[Tensor], there: Sequence[Tensor | None], steps: Mapping[Tensor, Tensor]) -> None:
+    """The gradient there, and what comes through the steps."""
+    pull = dict(zip(trained, there, strict=True))
+    ends = [(step, end) for one, step in steps.items() if (end := pull[one]) is not None and step.requires_grad]
+    through = torch.autograd.grad([one for one, _ in ends], trained, [end for _, end in ends], allow_unused=True)
+    for parameter, direct, chained in zip(trained, there, through, strict=True):
+        parts = [part for part in (direct, chained) if part is not None]
+        parameter.grad = torch.stack(parts).sum(0) if len(parts) > 1 else next(iter(parts), None)

@@ -16,11 +16,11 @@ Guard = Callable[[Callable[..., None]], Callable[..., None]]
 def commands(guarded: Guard) -> typer.Typer:
     """The group of commands; `guarded` turns growkit's errors into messages and exit codes."""
     group = typer.Typer(
-        help="Measure growkit itself: on how many models growth works, and what surgery costs.",
+        help="Measure growkit itself: on how many models growth works, what surgery and steps of optimizers cost.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
-    for command in (coverage, surgery):
+    for command in (coverage, surgery, optim):
         group.command()(guarded(command))
     return group
 
@@ -58,5 +58,22 @@ def surgery(
         reserve(out)
     result = run_surgery(rounds)
     typer.echo(render(result))
+    if out is not None:
+        write(result, out)
+
+
+def optim(
+    out: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Times each step is measured, at least.")] = 9,
+) -> None:
+    """Compare steps of SAM, ASAM and AdaBound with torch's and pytorch_optimizer's, in CPU time of one thread."""
+    from growkit.bench.optim import need_peer, render_optim, run_optim
+    from growkit.bench.surgery import reserve, write
+
+    need_peer()
+    if out is not None:
+        reserve(out)
+    result = run_optim(rounds)
+    typer.echo(render_optim(result))
     if out is not None:
         write(result, out)

@@ -672,6 +672,44 @@ def test_steps_out_of_their_order_are_refused():
     optimizer.restore()
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_in_two_calls_too_a_first_gradient_that_is_not_finite_skips_the_step(scaled: bool):
+    model = net().eval()
+    optimizer, before = sam(model), state_of(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
+    loss_of = closure_of(model, *batch())
+    loss_of()
+    model[0].weight.grad.fill_(math.inf)
+    assert optimizer.first_step() is False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if scaler is None:
+            loss_of()
+        else:
+            scaler.scale(nn.functional.cross_entropy(model(batch()[0]), batch()[1])).backward()
+        optimizer.second_step(scaler=scaler)
+    assert same(before, state_of(model)) and not optimizer.base.state
+    if scaler is not None:
+        scaler.update()
+        assert scaler.get_scale() == 512.0
+
+
+@pytest.mark.parametrize("settings", [{"interval": 2}, {"second_order": True}])
+def test_two_calls_refuse_what_they_cannot_follow(settings: dict[str, Any]):
+    model = net()
+    closure_of(model, *batch())()
+    with pytest.raises(UserInputError, match=r"interval and second_order need step\(closure\)"):
+        sam(model, **settings).first_step()
+
+
+def test_a_group_that_is_refused_is_not_added():
+    model = net()
+    optimizer = sam(model)
+    with pytest.raises(UserInputError, match="rho must be a number >= 0, got -1"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "rho": -1})
+    assert len(optimizer.param_groups) == 1
+
+
 def test_a_state_of_something_else_is_refused():
     model = net()
     with pytest.raises(UserInputError, match=r"a state must come from SAM.state_dict\(\)"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,14 +52,9 @@ def surgery(
     rounds: Annotated[int, typer.Option(min=3, help="Times each quantity is measured.")] = 7,
 ) -> None:
     """Compare edits, verification, undo, replay and analysis with forward passes, in CPU time of one thread."""
-    from growkit.bench.surgery import render, reserve, run_surgery, write
+    from growkit.bench.surgery import render, run_surgery
 
-    if out is not None:
-        reserve(out)
-    result = run_surgery(rounds)
-    typer.echo(render(result))
-    if out is not None:
-        write(result, out)
+    _measured(lambda: run_surgery(rounds), render, out)
 
 
 def optim(
@@ -68,12 +63,18 @@ def optim(
 ) -> None:
     """Compare steps of SAM, ASAM and AdaBound with torch's and pytorch_optimizer's, in CPU time of one thread."""
     from growkit.bench.optim import need_peer, render_optim, run_optim
-    from growkit.bench.surgery import reserve, write
 
     need_peer()
+    _measured(lambda: run_optim(rounds), render_optim, out)
+
+
+def _measured(run: Callable[[], dict[str, Any]], render: Callable[[dict[str, Any]], str], out: Path | None) -> None:
+    """Print what a benchmark gives, and write it to a file that is opened before minutes are spent."""
+    from growkit.bench.surgery import reserve, write
+
     if out is not None:
         reserve(out)
-    result = run_optim(rounds)
-    typer.echo(render_optim(result))
+    result = run()
+    typer.echo(render(result))
     if out is not None:
         write(result, out)

@@ -92,9 +92,9 @@ class AdaBound(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its present lr is what its bounds belong to."""
+        _check(type(self).__name__, {**self.defaults, **param_group})
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        _check(type(self).__name__, group)
         group.setdefault("base_lr", float(group["lr"]))
 
     @torch.no_grad()
@@ -159,20 +159,10 @@ class AdaBound(torch.optim.Optimizer):
 
 
 class AMSBound(AdaBound):
-    """AdaBound that divides by the largest v so far; see there for the arguments."""
+    """AdaBound that divides by the largest v so far; see there for the other arguments."""
 
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        final_lr: float = 0.1,
-        gamma: float = 1e-3,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        **more: Any,
-    ):
-        super().__init__(params, lr, betas, final_lr, gamma, eps, weight_decay, amsbound=True, **more)
+    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 1e-3, **settings: Any):
+        super().__init__(params, lr, **settings, amsbound=True)
 
 
 RANGES = {

@@ -126,6 +126,7 @@ class SAM(torch.optim.Optimizer):
         self.steps = self.skipped = 0
         self._own = own
         self._displaced = Displacement()
+        self._lost = False  # the first gradient of a step in two calls was not finite
         self._between: AbstractContextManager[None] | None = None
         self._weights: set[Tensor] = set()
         self.base = base_of(name, base, params, base_settings, OWN, model)
@@ -159,13 +160,13 @@ class SAM(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; what it does not set is as in the constructor."""
+        _check(type(self).__name__, {**self._own, **param_group})
         if all(param_group is not group for group in self.base.param_groups):
             self.base.add_param_group(param_group)
             param_group = self.base.param_groups[-1]
         for key, value in self._own.items():
             param_group.setdefault(key, value)
         param_group.setdefault("base_lr", float(param_group.get("lr", 0.0)))
-        _check(type(self).__name__, param_group)
         self._weights = _called_weights(self.model)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -329,16 +330,22 @@ class SAM(torch.optim.Optimizer):
     def first_step(self, *, zero_grad: bool = True) -> bool:
         """Move the weights along the gradients, after a first backward; call `second_step` after a second.
 
+        Random numbers are yours to repeat here: dropout draws other masks in the second pass.
+
         Returns:
-            Whether the weights were moved; gradients that are not finite move nothing, and the step is lost.
+            Whether the weights were moved; gradients that are not finite move nothing, and `second_step` will skip.
 
         Raises:
-            UserInputError: there is no gradient, or the weights were moved already.
+            UserInputError: there is no gradient, the weights were moved already, or interval or second_order were
+                asked for, which need `step`.
         """
         self._check_in_place("stepped")
+        if self.interval > 1 or self.second_order:
+            raise UserInputError("SAM: interval and second_order need step(closure), for two calls cannot follow them")
         if next(self._with_gradients(), None) is None:
             raise UserInputError("SAM.first_step comes after backward(), got no parameter with a gradient")
         moved = self._move()
+        self._lost = not moved
         if moved:
             self._between = kept_buffers(self.model)
             self._between.__enter__()
@@ -352,10 +359,13 @@ class SAM(torch.optim.Optimizer):
         Raises:
             UserInputError: `first_step` was not called.
         """
-        if not self._displaced.active:
+        if not self._displaced.active and not self._lost:
             raise UserInputError("SAM.second_step comes after first_step and a second backward()")
         self.restore()
-        self._finish(scaler, True)
+        lost, self._lost = self._lost, False
+        if lost and scaler is not None:  # it knows only these gradients, and must hear of the others
+            next(self._with_gradients()).grad.fill_(math.inf)
+        self._finish(scaler, not lost)
         self._opt_called = True  # what a scheduler asks for, which knows only step()
         if zero_grad:
             self.zero_grad()

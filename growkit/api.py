@@ -199,11 +199,7 @@ def widen(
             f"widen's initializer must be 'zero' or 'random', got {initializer!r}; "
             "those that need data, such as gradmax, run in growkit.grow"
         )
-    if isinstance(num_new, bool) or not isinstance(num_new, int) or num_new < 1:
-        raise GrowthRefused(f"{site.name} must grow by a whole number of units >= 1, got {num_new!r}")
-    site.grown(num_new)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise UserInputError(f"seed must be a whole number, got {seed!r}")
+    _check_numbers(site, num_new, seed)
     check_optimizer(model, optimizer)
     inputs = example_for(model, site.graph.inputs, example)
     watched = [watch(model, inputs), *_watched(copies, site, example)]
@@ -273,6 +269,14 @@ def _check_sites(model: Any, sites: Sequence[Any]) -> None:
                 f"{type(site).__name__} {site!r:.80}"
             )
     refuse_stale(model, sites)
+
+
+def _check_numbers(site: GrowthSite, num_new: Any, seed: Any) -> None:
+    if isinstance(num_new, bool) or not isinstance(num_new, int) or num_new < 1:
+        raise GrowthRefused(f"{site.name} must grow by a whole number of units >= 1, got {num_new!r}")
+    site.grown(num_new)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UserInputError(f"seed must be a whole number, got {seed!r}")
 
 
 def _tried(model: nn.Module, site: GrowthSite, inputs: Inputs) -> GrowthSite:

@@ -1,0 +1,267 @@
+"""SAM from step to step: groups, schedules, saving, growth, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from sam_cases import alone, batch, closure_of, net, sam, same, state_of, train
+from torch import nn
+
+import growkit
+from growkit.errors import UserInputError
+from growkit.optim import ASAM, SAM, AdaBound
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+# --- groups, schedules, saving
+
+
+def test_a_group_that_is_not_moved_does_not_count_in_the_norm():
+    still, moved = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = SAM([{"params": [still], "rho": 0.0}, {"params": [moved]}], torch.optim.SGD, rho=0.1, lr=0.1)
+    still.grad, moved.grad = torch.full((2,), 1e6), torch.tensor([3.0, 4.0])
+    optimizer.first_step()
+    assert still.tolist() == [1.0, 1.0] and moved.tolist() == pytest.approx([1.06, 1.08])
+
+
+@pytest.mark.parametrize(("scope", "lengths"), [("all", [0.06, 0.08]), ("group", [0.1, 0.1])])
+def test_a_norm_is_over_all_groups_or_over_each(scope: Any, lengths: list[float]):
+    one, other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = SAM([{"params": [one]}, {"params": [other]}], torch.optim.SGD, rho=0.1, scope=scope, lr=0.1)
+    one.grad, other.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    optimizer.first_step()
+    assert [one.item(), other.item()] == pytest.approx(lengths)
+
+
+def test_the_radius_follows_a_schedule():
+    for schedule, expected in ((lambda t: 0.5**t, [0.1, 0.05, 0.025]), ("lr", [0.1, 0.01, 0.001])):
+        weight = nn.Parameter(torch.zeros(1))
+        optimizer, _ = alone(weight, lambda w: w.sum(), rho=0.1, lr=0.4, schedule=schedule)
+        for radius in expected:
+            weight.grad = torch.ones(1)
+            at = weight.item()
+            optimizer.first_step(zero_grad=False)
+            assert weight.item() - at == pytest.approx(radius)
+            optimizer.second_step()
+            optimizer.param_groups[0]["lr"] *= 0.1
+
+
+def test_between_intervals_steps_are_plain():
+    model, calls = net(), []
+    optimizer = sam(model, interval=3)
+    model.register_forward_hook(lambda *_: calls.append(None))
+    train(optimizer, model, 6)
+    assert len(calls) == 2 * 2 + 4
+
+
+def test_a_scheduler_sees_one_step_per_step():
+    model = net()
+    optimizer = sam(model)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        closure_of(model, *batch())()
+        optimizer.first_step()
+        closure_of(model, *batch())()
+        optimizer.second_step()
+        scheduler.step()
+        train(optimizer, model, 1)
+        scheduler.step()
+    assert optimizer.base.param_groups[0]["lr"] == 0.025
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam, AdaBound])
+def test_it_goes_on_from_its_saved_state_bit_for_bit(base: Any):
+    whole, parts = net(), net()
+    train(sam(whole, base, interval=2, schedule=lambda t: 1 / (1 + t)), whole, 9)
+    optimizer = sam(parts, base, interval=2, schedule=lambda t: 1 / (1 + t))
+    train(optimizer, parts, 5)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    fresh = sam(parts, base, interval=2, schedule=lambda t: 1 / (1 + t))
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    train(fresh, parts, 4, first=5)
+    assert same(state_of(whole), state_of(parts))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_go_on_alike(copied: Any):
+    model = net()
+    optimizer = sam(model, torch.optim.Adam, adaptive=True)
+    train(optimizer, model, 3)
+    twin, other = copied((model, optimizer))
+    train(optimizer, model, 3, first=3)
+    train(other, twin, 3, first=3)
+    assert same(state_of(model), state_of(twin))
+
+
+def test_a_late_group_is_moved_and_trained():
+    model, late = net(), nn.Parameter(torch.ones(2))
+    optimizer = sam(model)
+    train(optimizer, model, 2)
+    optimizer.add_param_group({"params": [late], "rho": 0.3})
+    x, y = batch()
+    optimizer.step(lambda: (nn.functional.cross_entropy(model(x) * late, y)).backward() or torch.zeros(()))
+    assert not torch.equal(late, torch.ones(2)) and optimizer.param_groups[-1]["eta"] == 0.01
+
+
+# --- growth
+
+
+def test_growth_between_two_steps_keeps_all_state():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(8, 4)
+    y = torch.arange(8) % 2
+    optimizer = sam(model, torch.optim.Adam)
+    optimizer.step(closure_of(model, x, y))
+    before = optimizer.state[model[0].weight]["exp_avg"].clone()
+    growkit.widen(model, growkit.find_sites(model, x)[0], 3, optimizer=optimizer)
+    after = optimizer.state[model[0].weight]["exp_avg"]
+    assert torch.equal(after[:6], before) and not after[6:].any()
+    optimizer.step(closure_of(model, x, y))
+    assert optimizer.state[model[0].weight]["exp_avg"][6:].any()
+
+
+def test_growth_between_the_passes_is_refused():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(8, 4)
+    optimizer, site = sam(model), growkit.find_sites(model, x)[0]
+    closure_of(model, x, torch.arange(8) % 2)()
+    optimizer.first_step()
+    moved = state_of(model)
+    with pytest.raises(UserInputError, match="between its two passes"):
+        growkit.widen(model, site, 3, optimizer=optimizer)
+    assert same(moved, state_of(model))
+
+
+def test_weights_of_new_units_are_moved_though_they_are_zero():
+    weight = nn.Parameter(torch.tensor([1.0, 0.0]))
+    for eta, moves in ((0.01, True), (0.0, False)):
+        optimizer, _ = alone(weight, lambda w: w.sum(), adaptive=True, eta=eta, rho=0.5, lr=0.1)
+        weight.grad = torch.ones(2)
+        optimizer.first_step()
+        assert bool(weight[1] != 0.0) is moves
+        optimizer.restore()
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rho": -0.1}, "SAM: rho must be a number >= 0, got -0.1"),
+        ({"eta": -1.0}, "SAM: eta must be a number >= 0, got -1.0"),
+        ({"adaptive": "some"}, "adaptive must be one of False, True, 'all', got 'some'"),
+        ({"by": "layer"}, "by must be one of 'element', 'filter', got 'layer'"),
+        ({"norm": 1}, "norm must be one of 2.0, inf, got 1.0"),
+        ({"scope": "net"}, "scope must be one of 'all', 'group', got 'net'"),
+        ({"interval": 0}, "interval must be a whole number >= 1, got 0"),
+        ({"clip": 0.0}, "clip must be a number > 0, got 0.0"),
+        ({"schedule": "cosine"}, "schedule must be None, 'lr' or a function of the steps, got 'cosine'"),
+        ({"base": "sgd"}, "base must be an optimizer of torch's kind, a class or an instance, got 'sgd'"),
+    ],
+)
+def test_a_value_out_of_its_range_is_named(settings: dict[str, Any], message: str):
+    model = net()
+    with pytest.raises(UserInputError, match=message.replace("(", r"\(")):
+        SAM(model.parameters(), **{"base": torch.optim.SGD, "model": model, "lr": 0.1, **settings})
+
+
+def test_a_base_must_hold_the_parameters():
+    model = net()
+    with pytest.raises(UserInputError, match="must hold the parameters that SAM is given, got others"):
+        SAM(model.parameters(), torch.optim.SGD(net().parameters(), lr=0.1), model=model)
+    with pytest.raises(UserInputError, match="settings of a base that is made already are its own"):
+        SAM(model.parameters(), torch.optim.SGD(model.parameters(), lr=0.1), model=model, lr=0.2)
+    with pytest.raises(UserInputError, match="base must be an optimizer that is not SAM itself, got SAM"):
+        SAM(model.parameters(), sam(model), model=model)
+    SAM(model.named_parameters(), torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+
+
+def test_steps_out_of_their_order_are_refused():
+    model = net()
+    optimizer = sam(model)
+    with pytest.raises(UserInputError, match=r"SAM.step needs a closure .* first_step\(\) .* second_step\(\)"):
+        optimizer.step()
+    with pytest.raises(UserInputError, match=r"SAM.first_step comes after backward\(\)"):
+        optimizer.first_step()
+    with pytest.raises(UserInputError, match="SAM.second_step comes after first_step"):
+        optimizer.second_step()
+    with pytest.raises(UserInputError, match=r"the closure must call backward\(\) on the loss"):
+        optimizer.step(lambda: model(batch()[0]).sum())
+    closure_of(model, *batch())()
+    optimizer.first_step(zero_grad=False)
+    for act in (optimizer.first_step, optimizer.state_dict, lambda: copy.deepcopy(optimizer)):
+        with pytest.raises(UserInputError, match="between its two passes"):
+            act()
+    optimizer.restore()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_in_two_calls_too_a_first_gradient_that_is_not_finite_skips_the_step(scaled: bool):
+    model = net().eval()
+    optimizer, before = sam(model), state_of(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
+    loss_of = closure_of(model, *batch())
+    loss_of()
+    model[0].weight.grad.fill_(math.inf)
+    assert optimizer.first_step() is False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if scaler is None:
+            loss_of()
+        else:
+            scaler.scale(nn.functional.cross_entropy(model(batch()[0]), batch()[1])).backward()
+        optimizer.second_step(scaler=scaler)
+    assert same(before, state_of(model)) and not optimizer.base.state
+    if scaler is not None:
+        scaler.update()
+        assert scaler.get_scale() == 512.0
+
+
+@pytest.mark.parametrize("settings", [{"interval": 2}, {"second_order": True}])
+def test_two_calls_refuse_what_they_cannot_follow(settings: dict[str, Any]):
+    model = net()
+    closure_of(model, *batch())()
+    with pytest.raises(UserInputError, match=r"interval and second_order need step\(closure\)"):
+        sam(model, **settings).first_step()
+
+
+def test_a_group_that_is_refused_is_not_added():
+    model = net()
+    optimizer = sam(model)
+    with pytest.raises(UserInputError, match="rho must be a number >= 0, got -1"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "rho": -1})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_state_of_something_else_is_refused():
+    model = net()
+    with pytest.raises(UserInputError, match=r"a state must come from SAM.state_dict\(\)"):
+        sam(model).load_state_dict(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())
+
+
+def test_without_a_model_one_warning_names_what_is_lost():
+    with pytest.warns(UserWarning, match="without model=: statistics of batch norms are then updated by both passes"):
+        optimizer = ASAM(net().parameters(), torch.optim.SGD, lr=0.1)
+    assert (optimizer.param_groups[0]["rho"], optimizer.param_groups[0]["adaptive"]) == (0.5, True)

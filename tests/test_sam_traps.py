@@ -1,0 +1,231 @@
+"""SAM in the traps of the field: what two passes share, exact restoring, precision."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from sam_cases import alone, batch, closure_of, net, sam, same, state_of, train
+from torch import Tensor, nn
+
+from growkit.optim import SAM
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+# --- what the two passes share
+
+
+def test_statistics_and_masks_are_those_of_the_first_pass():
+    model, seen = net(), []
+    optimizer, (x, y) = sam(model), batch()
+
+    def closure() -> Tensor:
+        seen.append((random.random(), np.random.rand()))
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    statistics = copy.deepcopy(model)
+    statistics(x)
+    model[4].register_forward_hook(lambda module, args, output: seen.append(output == 0))
+    optimizer.step(closure)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, statistics.get_buffer(name)), name
+    assert seen[0] == seen[2] and torch.equal(seen[1], seen[3])
+    assert not torch.equal(model[4](torch.ones(6, 12)) == 0, seen[1])  # the stream of random numbers has gone on
+
+
+def test_the_loss_is_that_at_the_weights_the_step_began_with():
+    model = net().eval()
+    before = nn.functional.cross_entropy(model(batch()[0]), batch()[1])
+    assert sam(model, rho=0.5).step(closure_of(model, *batch())).item() == before.item()
+
+
+def test_a_pass_under_one_outer_autocast_sees_the_moved_weights():
+    torch.set_default_dtype(torch.float32)
+    model, x = nn.Linear(8, 8), torch.randn(4, 8)
+    outputs: list[Tensor] = []
+
+    def closure() -> Tensor:
+        output = model(x)
+        outputs.append(output.detach())
+        output.float().square().sum().backward()
+        return output.sum()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        sam(model, rho=2.0).step(closure)
+    assert not torch.equal(*outputs)
+
+
+# --- restoring
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_come_back_exactly(dtype: torch.dtype):
+    model = nn.Linear(50, 50).to(dtype)
+    before, storage = state_of(model), model.weight.data_ptr()
+    optimizer = sam(model, lr=0.0, momentum=0.0, rho=0.7)
+    for _ in range(20):
+        optimizer.step(lambda: model.weight.float().square().sum().backward() or model.weight.sum())
+    assert same(before, state_of(model)) and model.weight.data_ptr() == storage
+
+
+class Partly(nn.Module):
+    """Uses one layer in the first pass and another in the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(3, 3) for _ in range(3))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.c((self.a if self.calls % 2 else self.b)(x))
+
+
+def test_gradients_that_only_one_pass_has_leave_nothing_moved():
+    torch.manual_seed(0)
+    model, x = Partly(), torch.randn(4, 3)
+    optimizer = sam(model, rho=0.5, momentum=0.0)
+    before = state_of(model)
+    for _ in range(3):
+        optimizer.step(lambda: model(x).square().sum().backward() or torch.zeros(()))
+    after = state_of(model)
+    assert torch.equal(before["a.weight"], after["a.weight"])  # no gradient in the second pass: the base leaves it
+    assert not torch.equal(before["b.weight"], after["b.weight"])
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_a_first_gradient_that_is_not_finite_skips_the_step_and_says_so(bad: float, norm: float):
+    model = net()
+    optimizer = sam(model, norm=norm)
+    train(optimizer, model, 2)
+    parameters, memory = [p.detach().clone() for p in model.parameters()], copy.deepcopy(optimizer.base.state_dict())
+
+    def closure() -> Tensor:
+        loss = closure_of(model, *batch())()
+        model[0].weight.grad[0, 0, 0, 0] = bad
+        return loss
+
+    with pytest.warns(UserWarning, match="SAM skipped step 3: the gradient of its first pass is not finite"):
+        optimizer.step(closure)
+    assert optimizer.skipped == 1 and all(map(torch.equal, parameters, model.parameters()))
+    assert str(memory) == str(optimizer.base.state_dict())
+
+
+def test_an_exception_in_the_second_pass_leaves_the_weights():
+    model, calls = net(), []
+    optimizer = sam(model, rho=0.5)
+    parameters = [p.detach().clone() for p in model.parameters()]
+
+    def closure() -> Tensor:
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return closure_of(model, *batch())()
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure)
+    assert all(map(torch.equal, parameters, model.parameters())) and not optimizer.base.state
+    train(optimizer, model, 1)
+
+
+def test_large_gradients_in_half_precision_still_move_the_weights():
+    weight = nn.Parameter(torch.zeros(4, dtype=torch.float16))
+    optimizer, _ = alone(weight, lambda w: w.sum(), rho=0.5, lr=0.1)
+    weight.grad = torch.full((4,), 6e4, dtype=torch.float16)
+    optimizer.first_step()
+    assert weight.detach().float().norm().item() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_sparse_gradients_move_their_rows():
+    model = nn.Embedding(5, 3, sparse=True)
+    optimizer = sam(model, rho=0.5, momentum=0.0)
+    before = model.weight.detach().clone()
+    loss = optimizer.step(lambda: model(torch.tensor([1, 3])).square().sum().backward() or torch.ones(()))
+    assert loss == 1.0
+    changed = (model.weight != before).any(1)
+    assert changed.tolist() == [False, True, False, True, False]
+
+
+# --- precision, accumulation, clipping
+
+
+def scaled_step(model: nn.Module, optimizer: SAM, scaler: torch.amp.GradScaler, blow: int | None = None) -> None:
+    calls: list[int] = []
+    x, y = batch()
+
+    def closure() -> Tensor:
+        calls.append(0)
+        loss = nn.functional.cross_entropy(model(x), y)
+        scaler.scale(loss * (math.inf if len(calls) == blow else 1.0)).backward()
+        return loss
+
+    optimizer.step(closure, scaler=scaler)
+    scaler.update()
+
+
+def test_a_scaled_step_is_the_plain_one():
+    model, other = net().eval(), net().eval()
+    scaled_step(model, sam(model), torch.amp.GradScaler("cpu", init_scale=1024.0))
+    sam(other).step(closure_of(other, *batch()))
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("pass_that_overflows", [1, 2])
+def test_an_overflow_in_either_pass_steps_not_and_halves_the_scale_once(pass_that_overflows: int):
+    model, scaler = net().eval(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer, before = sam(model), state_of(model)
+    scaled_step(model, optimizer, scaler, blow=pass_that_overflows)
+    assert same(before, state_of(model)) and scaler.get_scale() == 512.0 and not optimizer.base.state
+
+
+def test_micro_batches_in_the_closure_are_the_whole_batch():
+    model, other = net().eval(), net().eval()
+    x, y = batch()
+    sam(other).step(closure_of(other, x, y))
+
+    def closure() -> Tensor:
+        losses = [nn.functional.cross_entropy(model(a), b) / 3 for a, b in zip(x.split(2), y.split(2), strict=True)]
+        for loss in losses:
+            loss.backward()
+        return torch.stack(losses).sum()
+
+    sam(model).step(closure)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-13)
+
+
+def test_only_the_final_gradient_is_clipped():
+    model = net().eval()
+    parameters = [p.detach().clone() for p in model.parameters()]
+    sam(model, clip=1e-3, momentum=0.0, lr=1.0).step(closure_of(model, *batch()))
+    gone = torch.cat([(a - b).flatten() for a, b in zip(parameters, model.parameters(), strict=True)]).norm()
+    assert gone.item() == pytest.approx(1e-3, rel=1e-4)
+
+
+def test_chunks_are_moved_by_their_own_gradients():
+    model, other = net().eval(), net().eval()
+    x, y = batch()
+    sam(model, momentum=0.0).step(lambda part: closure_of(model, x[part], y[part])(), samples=6, chunk=4)
+    total = [torch.zeros_like(p) for p in other.parameters()]
+    for part, share in ((slice(0, 4), 4 / 6), (slice(4, 6), 2 / 6)):
+        twin = copy.deepcopy(other)
+        sam(twin, momentum=0.0, lr=1.0).step(closure_of(twin, x[part], y[part]))
+        for gradient, old, new in zip(total, other.parameters(), twin.parameters(), strict=True):
+            gradient += share * (old - new).detach()
+    for mine, old, gradient in zip(model.parameters(), other.parameters(), total, strict=True):
+        torch.testing.assert_close(mine, old - 0.1 * gradient, rtol=0, atol=1e-13)

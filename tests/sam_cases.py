@@ -39,7 +39,7 @@ def sam(model: nn.Module, base: Any = torch.optim.SGD, **settings: Any) -> SAM:
     return SAM(model.parameters(), base, model=model, **settings)
 
 
-def train(optimizer: SAM, model: nn.Module, steps: int, first: int = 0) -> None:
+def train(optimizer: torch.optim.Optimizer, model: nn.Module, steps: int, first: int = 0) -> None:
     for t in range(first, first + steps):
         torch.manual_seed(t)
         optimizer.step(closure_of(model, *batch(t)))
@@ -53,11 +53,13 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def alone(weight: nn.Parameter, loss: Callable[[Tensor], Tensor], **settings: Any) -> tuple[SAM, Closure]:
-    """SAM on one weight tensor and a loss of it."""
+def alone(
+    weight: nn.Parameter, loss: Callable[[Tensor], Tensor], kind: Any = SAM, **settings: Any
+) -> tuple[Any, Closure]:
+    """SAM, or what is made like it, on one weight tensor and a loss of it."""
     holder = nn.Module()
     holder.weight = weight
-    optimizer = SAM([weight], torch.optim.SGD, model=holder, **settings)
+    optimizer = kind([weight], torch.optim.SGD, model=holder, **settings)
 
     def closure() -> Tensor:
         value = loss(weight)

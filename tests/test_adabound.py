@@ -5,19 +5,21 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import pytorch_optimizer
 import torch
+from naive_optimizers import NaiveAdaBound, not_naive
 from torch import Tensor, nn
 
 import growkit
 from growkit.errors import UserInputError
 from growkit.optim import AdaBound, AMSBound
-from growkit.optim import bounded_step as arithmetic
 
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 STEPS = 60
 
 
@@ -87,12 +89,20 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("blocks", [10, 1 << 20], ids=["in blocks", "together"])
+WAYS: dict[str, dict[str, Any]] = {
+    "together": {},
+    "in blocks": {"bounded_step.SMALL": 4, "blocks.BLOCK": 10, "blocks.SCRATCH": threading.local()},
+    "without Adam's kernel": {"bounded_step.are_even": lambda group: False},
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_trajectories_are_those_of_the_formulas(
-    form: dict[str, Any], blocks: int, monkeypatch: pytest.MonkeyPatch
+    form: dict[str, Any], way: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arithmetic, "BLOCK", blocks)
+    for name, value in way.items():
+        monkeypatch.setattr(f"growkit.optim.{name}", value)
     ours, theirs = weights(), weights()
     trained(AdaBound(ours, lr=0.01, betas=(0.9, 0.99), gamma=1e-2, **form), ours)
     reference(
@@ -179,12 +189,22 @@ def test_large_weights_in_any_layout_take_the_same_step(layout: torch.memory_for
     torch.testing.assert_close(weight.detach(), torch.stack([part.detach() for part in parts]), rtol=0, atol=1e-15)
 
 
+def test_gradients_in_another_layout_take_the_same_step() -> None:
+    ours, theirs = (nn.Parameter(torch.ones(3, 4)) for _ in range(2))
+    ours.grad = torch.arange(12.0).view(4, 3).t()
+    theirs.grad = ours.grad.contiguous()
+    AdaBound([ours]).step()
+    AdaBound([theirs]).step()
+    assert torch.equal(ours, theirs)
+
+
 # --- groups, saving, joining
 
 
-def test_a_group_that_joins_late_trains_and_begins_as_all_others_did() -> None:
+@not_naive(AdaBound, NaiveAdaBound)
+def test_a_group_that_joins_late_trains_and_begins_as_all_others_did(make: Any) -> None:
     first, late = weights()[:1], nn.Parameter(torch.ones(3))
-    optimizer = AdaBound(first, lr=0.01, eps=0.0)
+    optimizer = make(first, lr=0.01, eps=0.0)
     trained(optimizer, first)
     optimizer.add_param_group({"params": [late], "lr": 0.02})
     late.grad = torch.ones(3)
@@ -192,18 +212,20 @@ def test_a_group_that_joins_late_trains_and_begins_as_all_others_did() -> None:
     assert late.detach().tolist() == pytest.approx([0.98] * 3, abs=1e-12)  # a first step of Adam is as long as its rate
 
 
-def test_the_rate_that_bounds_belong_to_is_saved() -> None:
+@not_naive(AdaBound, NaiveAdaBound, AttributeError, AssertionError)
+def test_the_rate_that_bounds_belong_to_is_saved(make: Any) -> None:
     parameters = weights()
-    optimizer = AdaBound(parameters, lr=0.01)
-    other = AdaBound(parameters, lr=0.1)
+    optimizer = make(parameters, lr=0.01)
+    other = make(parameters, lr=0.1)
     other.load_state_dict(optimizer.state_dict())
     assert other.bounds(10**9) == pytest.approx((0.1, 0.1)) == optimizer.bounds(10**9)
 
 
+@not_naive(AdaBound, NaiveAdaBound, AttributeError)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
-def test_copies_go_on_alike(copied: Any) -> None:
+def test_copies_go_on_alike(make: Any, copied: Any) -> None:
     parameters = weights()
-    optimizer = AdaBound(parameters, lr=0.01, amsbound=True)
+    optimizer = make(parameters, lr=0.01, amsbound=True)
     trained(optimizer, parameters, last=10)
     twins, twin = copied((parameters, optimizer))
     trained(optimizer, parameters, 11, 50)
@@ -223,9 +245,10 @@ def test_loading_goes_on_bit_for_bit_also_while_the_rate_decays() -> None:
     assert all(map(torch.equal, whole, parts))
 
 
-def test_a_warm_up_from_zero_has_the_bounds_of_the_final_rate() -> None:
+@not_naive(AdaBound, NaiveAdaBound, ZeroDivisionError)
+def test_a_warm_up_from_zero_has_the_bounds_of_the_final_rate(make: Any) -> None:
     weight = nn.Parameter(torch.ones(2))
-    optimizer = AdaBound([weight], lr=0.0)
+    optimizer = make([weight], lr=0.0)
     weight.grad = torch.ones(2)
     optimizer.step()
     assert weight.tolist() == [1.0, 1.0] and optimizer.bounds(1000) == (0.0, 0.0)
@@ -242,13 +265,26 @@ def test_state_grows_with_the_weights() -> None:
     model(x).square().sum().backward()
     optimizer.step()
     weight = model.get_parameter("0.weight")
-    before = {key: value.clone() for key, value in optimizer.state[weight].items()}
+    before = {key: optimizer.state[weight][key].clone() for key in MOMENTS}
     growkit.widen(model, growkit.find_sites(model, x)[0], 3, optimizer=optimizer)
-    for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+    for key in MOMENTS:
         after = optimizer.state[weight][key]
         assert torch.equal(after[:6], before[key]) and not after[6:].any()
     model(x).square().sum().backward()
     optimizer.step()
+
+
+@not_naive(AdaBound, NaiveAdaBound, RuntimeError, AssertionError)
+def test_a_parameter_resized_without_its_state_is_refused_before_anything_moves(make: Any) -> None:
+    other, weight = weights()[:2]
+    optimizer = make([other, weight])
+    trained(optimizer, [other, weight], last=2)
+    weight.data = torch.ones(6)
+    other.grad, weight.grad = torch.ones_like(other), torch.ones(6)
+    before = other.detach().clone()
+    with pytest.raises(UserInputError, match=r"got \(6,\) with a mean of \(5,\); resize parameters by growkit.widen"):
+        optimizer.step()
+    assert torch.equal(other, before)
 
 
 def test_weights_without_a_gradient_stay_and_a_closure_gives_its_loss() -> None:

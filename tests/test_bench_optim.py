@@ -20,6 +20,7 @@ def test_every_optimizer_is_measured_and_every_ratio_is_of_its_medians():
     text = bench.render_optim(result)
     ratio = seconds["SAM + SGD"]["median"] / seconds["pytorch_optimizer SAM + SGD"]["median"]
     assert f"| SAM + SGD / pytorch_optimizer SAM + SGD | {ratio:.2f} |" in text
+    assert f"Compiling took {result['compile_seconds']:.1f} s." in text
     fastest = min(seconds[name]["median"] for name in seconds if name.startswith("pytorch_optimizer AdaBound"))
     assert f"the faster form | {seconds['AdaBound']['median'] / fastest:.2f} |" in text
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from naive_optimizers import NaiveSAM, naive_sam, not_naive
 from sam_cases import alone, batch, closure_of, net, sam, same, state_of, train
 from torch import nn
 
@@ -30,11 +31,12 @@ def double_precision() -> Iterator[None]:
 # --- groups, schedules, saving
 
 
-def test_a_group_that_is_not_moved_does_not_count_in_the_norm():
+@not_naive(SAM, NaiveSAM)
+def test_a_group_that_is_not_moved_does_not_count_in_the_norm(make: Any):
     still, moved = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        optimizer = SAM([{"params": [still], "rho": 0.0}, {"params": [moved]}], torch.optim.SGD, rho=0.1, lr=0.1)
+        optimizer = make([{"params": [still], "rho": 0.0}, {"params": [moved]}], torch.optim.SGD, rho=0.1, lr=0.1)
     still.grad, moved.grad = torch.full((2,), 1e6), torch.tensor([3.0, 4.0])
     optimizer.first_step()
     assert still.tolist() == [1.0, 1.0] and moved.tolist() == pytest.approx([1.06, 1.08])
@@ -72,9 +74,10 @@ def test_between_intervals_steps_are_plain():
     assert len(calls) == 2 * 2 + 4
 
 
-def test_a_scheduler_sees_one_step_per_step():
+@not_naive(sam, naive_sam, AssertionError, UserWarning)
+def test_a_scheduler_sees_one_step_per_step(make: Any):
     model = net()
-    optimizer = sam(model)
+    optimizer = make(model)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -88,16 +91,18 @@ def test_a_scheduler_sees_one_step_per_step():
     assert optimizer.base.param_groups[0]["lr"] == 0.025
 
 
+@not_naive(sam, naive_sam)
 @pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam, AdaBound])
-def test_it_goes_on_from_its_saved_state_bit_for_bit(base: Any):
+def test_it_goes_on_from_its_saved_state_bit_for_bit(make: Any, base: Any):
+    form: Any = {"interval": 2, "schedule": lambda t: 1 / (1 + t)}
     whole, parts = net(), net()
-    train(sam(whole, base, interval=2, schedule=lambda t: 1 / (1 + t)), whole, 9)
-    optimizer = sam(parts, base, interval=2, schedule=lambda t: 1 / (1 + t))
+    train(make(whole, base, **form), whole, 9)
+    optimizer = sam(parts, base, **form)
     train(optimizer, parts, 5)
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
-    fresh = sam(parts, base, interval=2, schedule=lambda t: 1 / (1 + t))
+    fresh = sam(parts, base, **form)
     fresh.load_state_dict(torch.load(file, weights_only=True))
     train(fresh, parts, 4, first=5)
     assert same(state_of(whole), state_of(parts))
@@ -114,9 +119,10 @@ def test_copies_go_on_alike(copied: Any):
     assert same(state_of(model), state_of(twin))
 
 
-def test_a_late_group_is_moved_and_trained():
+@not_naive(sam, naive_sam)
+def test_a_late_group_is_moved_and_trained(make: Any):
     model, late = net(), nn.Parameter(torch.ones(2))
-    optimizer = sam(model)
+    optimizer = make(model)
     train(optimizer, model, 2)
     optimizer.add_param_group({"params": [late], "rho": 0.3})
     x, y = batch()
@@ -141,10 +147,11 @@ def test_growth_between_two_steps_keeps_all_state():
     assert optimizer.state[model[0].weight]["exp_avg"][6:].any()
 
 
-def test_growth_between_the_passes_is_refused():
+@not_naive(sam, naive_sam, pytest.fail.Exception)
+def test_growth_between_the_passes_is_refused(make: Any):
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(8, 4)
-    optimizer, site = sam(model), growkit.find_sites(model, x)[0]
+    optimizer, site = make(model), growkit.find_sites(model, x)[0]
     closure_of(model, x, torch.arange(8) % 2)()
     optimizer.first_step()
     moved = state_of(model)
@@ -153,10 +160,11 @@ def test_growth_between_the_passes_is_refused():
     assert same(moved, state_of(model))
 
 
-def test_weights_of_new_units_are_moved_though_they_are_zero():
+@not_naive(SAM, NaiveSAM)
+def test_weights_of_new_units_are_moved_though_they_are_zero(make: Any):
     weight = nn.Parameter(torch.tensor([1.0, 0.0]))
     for eta, moves in ((0.01, True), (0.0, False)):
-        optimizer, _ = alone(weight, lambda w: w.sum(), adaptive=True, eta=eta, rho=0.5, lr=0.1)
+        optimizer, _ = alone(weight, lambda w: w.sum(), make, adaptive=True, eta=eta, rho=0.5, lr=0.1)
         weight.grad = torch.ones(2)
         optimizer.first_step()
         assert bool(weight[1] != 0.0) is moves
@@ -198,6 +206,23 @@ def test_a_base_must_hold_the_parameters():
     SAM(model.named_parameters(), torch.optim.SGD(model.parameters(), lr=0.1), model=model)
 
 
+@not_naive(sam, naive_sam, pytest.fail.Exception)
+def test_a_state_is_not_saved_while_the_weights_are_moved(make: Any):
+    model = net()
+    optimizer = make(model)
+    closure_of(model, *batch())()
+    optimizer.first_step()
+    with pytest.raises(UserInputError, match="SAM cannot be saved between its two passes"):
+        optimizer.state_dict()
+
+
+@not_naive(sam, naive_sam, pytest.fail.Exception)
+def test_a_closure_without_backward_is_no_plain_step(make: Any):
+    model = net()
+    with pytest.raises(UserInputError, match=r"the closure must call backward\(\) on the loss"):
+        make(model).step(lambda: model(batch()[0]).sum())
+
+
 def test_steps_out_of_their_order_are_refused():
     model = net()
     optimizer = sam(model)
@@ -207,11 +232,9 @@ def test_steps_out_of_their_order_are_refused():
         optimizer.first_step()
     with pytest.raises(UserInputError, match="SAM.second_step comes after first_step"):
         optimizer.second_step()
-    with pytest.raises(UserInputError, match=r"the closure must call backward\(\) on the loss"):
-        optimizer.step(lambda: model(batch()[0]).sum())
     closure_of(model, *batch())()
     optimizer.first_step(zero_grad=False)
-    for act in (optimizer.first_step, optimizer.state_dict, lambda: copy.deepcopy(optimizer)):
+    for act in (optimizer.first_step, lambda: copy.deepcopy(optimizer)):
         with pytest.raises(UserInputError, match="between its two passes"):
             act()
     optimizer.restore()
@@ -259,6 +282,72 @@ def test_a_state_of_something_else_is_refused():
     model = net()
     with pytest.raises(UserInputError, match=r"a state must come from SAM.state_dict\(\)"):
         sam(model).load_state_dict(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)),
+            r"must have the groups of the optimizer, \[2\] .* \[4\]",
+        ),
+        (lambda: nn.Linear(3, 2), r"momentum_buffer of parameter 0 must have its shape \(2, 4\), got \(2, 3\)"),
+    ],
+)
+def test_a_state_of_other_weights_is_refused_before_any_is_taken_over(other: Any, message: str):
+    model, larger = nn.Linear(4, 2), other()
+    optimizer, foreign = sam(model), sam(larger)
+    for parameter in larger.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    foreign.base.step()
+    with pytest.raises(UserInputError, match=message):
+        optimizer.load_state_dict(foreign.state_dict())
+    assert not optimizer.base.state and optimizer.steps == 0
+
+
+def test_parameters_without_numbers_are_refused():
+    model = nn.Linear(2, 2, device="meta")
+    with pytest.raises(UserInputError, match="parameters must hold numbers, got some on the meta device"):
+        sam(model)
+
+
+# --- which parameters are moved
+
+
+NORMED = {"norms": ["1.weight", "1.bias"], ("5.*",): ["5.weight", "5.bias"], "all": None}
+
+
+@pytest.mark.parametrize(("moved", "names"), NORMED.items())
+def test_only_the_chosen_parameters_are_moved_and_measured(moved: Any, names: list[str] | None):
+    model = net()
+    optimizer, before = sam(model, moved=moved, rho=0.3), state_of(model)
+    closure_of(model, *batch())()
+    optimizer.first_step()
+    changes = {name: (value - before[name]).norm() for name, value in model.named_parameters()}
+    assert [name for name, change in changes.items() if change] == (names or list(changes))
+    assert torch.stack([*changes.values()]).norm().item() == pytest.approx(0.3)
+    optimizer.restore()
+    train(optimizer, model, 1)
+    assert all(not torch.equal(before[name], value) for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("moved", "message"),
+    [
+        ("norm", r"moved must be 'all', 'norms' or patterns of names, got 'norm'"),
+        (["2.*"], r"moved must choose at least one parameter, got \('2.\*',\) for 0.weight, 1.weight"),
+    ],
+)
+def test_a_choice_of_nothing_is_refused(moved: Any, message: str):
+    with pytest.raises(UserInputError, match=message):
+        sam(net(), moved=moved)
+
+
+def test_a_choice_needs_the_model():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserInputError, match="moved='norms' chooses parameters of a model, so it needs model="):
+            SAM(net().parameters(), torch.optim.SGD, moved="norms", lr=0.1)
 
 
 def test_without_a_model_one_warning_names_what_is_lost():

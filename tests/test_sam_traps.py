@@ -1,15 +1,21 @@
-"""SAM in the traps of the field: what two passes share, exact restoring, precision."""
+"""SAM in the traps of the field: what two passes share, exact restoring, precision.
+
+What can be asked of the naive form is asked of it too, and must fail there.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 import random
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from naive_optimizers import NaiveSAM, naive_sam, not_naive
 from sam_cases import alone, batch, closure_of, net, sam, same, state_of, train
 from torch import Tensor, nn
 
@@ -26,33 +32,41 @@ def double_precision() -> Iterator[None]:
 # --- what the two passes share
 
 
-def test_statistics_and_masks_are_those_of_the_first_pass():
-    model, seen = net(), []
-    optimizer, (x, y) = sam(model), batch()
+@not_naive(sam, naive_sam)
+def test_statistics_are_those_of_the_first_pass(make: Any):
+    model, (x, y) = net(), batch()
+    seen_once = copy.deepcopy(model)
+    seen_once(x)
+    make(model).step(closure_of(model, x, y))
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, seen_once.get_buffer(name)), name
+
+
+@not_naive(sam, naive_sam)
+def test_both_passes_draw_the_same_numbers_and_the_streams_go_on(make: Any):
+    model, drawn, masks = net(), [], []
+    x, y = batch()
 
     def closure() -> Tensor:
-        seen.append((random.random(), np.random.rand()))
-        loss = nn.functional.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
+        drawn.append((random.random(), np.random.rand()))
+        return closure_of(model, x, y)()
 
-    statistics = copy.deepcopy(model)
-    statistics(x)
-    model[4].register_forward_hook(lambda module, args, output: seen.append(output == 0))
-    optimizer.step(closure)
-    for name, buffer in model.named_buffers():
-        assert torch.equal(buffer, statistics.get_buffer(name)), name
-    assert seen[0] == seen[2] and torch.equal(seen[1], seen[3])
-    assert not torch.equal(model[4](torch.ones(6, 12)) == 0, seen[1])  # the stream of random numbers has gone on
+    model[4].register_forward_hook(lambda module, args, output: masks.append(output == 0))
+    make(model).step(closure)
+    assert torch.equal(*masks) and drawn[0] == drawn[1]
+    closure()
+    assert not torch.equal(masks[0], masks[2]) and drawn[0] != drawn[2]
 
 
-def test_the_loss_is_that_at_the_weights_the_step_began_with():
+@not_naive(sam, naive_sam)
+def test_the_loss_is_that_at_the_weights_the_step_began_with(make: Any):
     model = net().eval()
     before = nn.functional.cross_entropy(model(batch()[0]), batch()[1])
-    assert sam(model, rho=0.5).step(closure_of(model, *batch())).item() == before.item()
+    assert make(model, rho=0.5).step(closure_of(model, *batch())).item() == before.item()
 
 
-def test_a_pass_under_one_outer_autocast_sees_the_moved_weights():
+@not_naive(sam, naive_sam)
+def test_a_pass_under_one_outer_autocast_sees_the_moved_weights(make: Any):
     torch.set_default_dtype(torch.float32)
     model, x = nn.Linear(8, 8), torch.randn(4, 8)
     outputs: list[Tensor] = []
@@ -64,18 +78,31 @@ def test_a_pass_under_one_outer_autocast_sees_the_moved_weights():
         return output.sum()
 
     with torch.autocast("cpu", torch.bfloat16):
-        sam(model, rho=2.0).step(closure)
+        make(model, rho=2.0).step(closure)
     assert not torch.equal(*outputs)
+
+
+def test_weight_decay_does_not_turn_the_ascent():
+    moved = []
+    for decay, penalty in ((0.0, 0.0), (10.0, 0.0), (0.0, 10.0)):
+        model = net().eval()
+        optimizer = sam(model, weight_decay=decay)
+        closure_of(model, *batch())()
+        (penalty / 2 * torch.stack([one.square().sum() for one in model.parameters()]).sum()).backward()
+        optimizer.first_step()
+        moved.append(state_of(model))
+    assert same(moved[0], moved[1]) and not same(moved[0], moved[2])
 
 
 # --- restoring
 
 
+@not_naive(sam, naive_sam)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_weights_come_back_exactly(dtype: torch.dtype):
+def test_weights_come_back_exactly(make: Any, dtype: torch.dtype):
     model = nn.Linear(50, 50).to(dtype)
     before, storage = state_of(model), model.weight.data_ptr()
-    optimizer = sam(model, lr=0.0, momentum=0.0, rho=0.7)
+    optimizer = make(model, lr=0.0, momentum=0.0, rho=0.7)
     for _ in range(20):
         optimizer.step(lambda: model.weight.float().square().sum().backward() or model.weight.sum())
     assert same(before, state_of(model)) and model.weight.data_ptr() == storage
@@ -94,10 +121,11 @@ class Partly(nn.Module):
         return self.c((self.a if self.calls % 2 else self.b)(x))
 
 
-def test_gradients_that_only_one_pass_has_leave_nothing_moved():
+@not_naive(sam, naive_sam)
+def test_gradients_that_only_one_pass_has_leave_nothing_moved(make: Any):
     torch.manual_seed(0)
     model, x = Partly(), torch.randn(4, 3)
-    optimizer = sam(model, rho=0.5, momentum=0.0)
+    optimizer = make(model, rho=0.5, momentum=0.0)
     before = state_of(model)
     for _ in range(3):
         optimizer.step(lambda: model(x).square().sum().backward() or torch.zeros(()))
@@ -106,9 +134,27 @@ def test_gradients_that_only_one_pass_has_leave_nothing_moved():
     assert not torch.equal(before["b.weight"], after["b.weight"])
 
 
+@not_naive(sam, naive_sam)
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_first_gradient_that_is_not_finite_does_no_harm(make: Any, bad: float):
+    model = net()
+    optimizer = make(model)
+    train(optimizer, model, 2)
+
+    def closure() -> Tensor:
+        loss = closure_of(model, *batch())()
+        model[0].weight.grad[0, 0, 0, 0] = bad
+        return loss
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step(closure)
+    train(optimizer, model, 1)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("norm", [2, math.inf])
-def test_a_first_gradient_that_is_not_finite_skips_the_step_and_says_so(bad: float, norm: float):
+def test_a_step_that_is_skipped_is_counted_said_and_leaves_all_state(norm: float):
     model = net()
     optimizer = sam(model, norm=norm)
     train(optimizer, model, 2)
@@ -116,7 +162,7 @@ def test_a_first_gradient_that_is_not_finite_skips_the_step_and_says_so(bad: flo
 
     def closure() -> Tensor:
         loss = closure_of(model, *batch())()
-        model[0].weight.grad[0, 0, 0, 0] = bad
+        model[0].weight.grad[0, 0, 0, 0] = math.nan
         return loss
 
     with pytest.warns(UserWarning, match="SAM skipped step 3: the gradient of its first pass is not finite"):
@@ -125,9 +171,10 @@ def test_a_first_gradient_that_is_not_finite_skips_the_step_and_says_so(bad: flo
     assert str(memory) == str(optimizer.base.state_dict())
 
 
-def test_an_exception_in_the_second_pass_leaves_the_weights():
+@not_naive(sam, naive_sam)
+def test_an_exception_in_the_second_pass_leaves_the_weights(make: Any):
     model, calls = net(), []
-    optimizer = sam(model, rho=0.5)
+    optimizer = make(model, rho=0.5)
     parameters = [p.detach().clone() for p in model.parameters()]
 
     def closure() -> Tensor:
@@ -142,17 +189,19 @@ def test_an_exception_in_the_second_pass_leaves_the_weights():
     train(optimizer, model, 1)
 
 
-def test_large_gradients_in_half_precision_still_move_the_weights():
+@not_naive(SAM, NaiveSAM)
+def test_large_gradients_in_half_precision_still_move_the_weights(make: Any):
     weight = nn.Parameter(torch.zeros(4, dtype=torch.float16))
-    optimizer, _ = alone(weight, lambda w: w.sum(), rho=0.5, lr=0.1)
+    optimizer, _ = alone(weight, lambda w: w.sum(), make, rho=0.5, lr=0.1)
     weight.grad = torch.full((4,), 6e4, dtype=torch.float16)
     optimizer.first_step()
     assert weight.detach().float().norm().item() == pytest.approx(0.5, rel=1e-3)
 
 
-def test_sparse_gradients_move_their_rows():
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_sparse_gradients_move_their_rows(adaptive: bool):
     model = nn.Embedding(5, 3, sparse=True)
-    optimizer = sam(model, rho=0.5, momentum=0.0)
+    optimizer = sam(model, rho=0.5, momentum=0.0, adaptive=adaptive)
     before = model.weight.detach().clone()
     loss = optimizer.step(lambda: model(torch.tensor([1, 3])).square().sum().backward() or torch.ones(()))
     assert loss == 1.0
@@ -177,18 +226,20 @@ def scaled_step(model: nn.Module, optimizer: SAM, scaler: torch.amp.GradScaler, 
     scaler.update()
 
 
-def test_a_scaled_step_is_the_plain_one():
+@not_naive(sam, naive_sam)
+def test_a_scaled_step_is_the_plain_one(make: Any):
     model, other = net().eval(), net().eval()
-    scaled_step(model, sam(model), torch.amp.GradScaler("cpu", init_scale=1024.0))
+    scaled_step(model, make(model), torch.amp.GradScaler("cpu", init_scale=1024.0))
     sam(other).step(closure_of(other, *batch()))
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 
+@not_naive(sam, naive_sam)
 @pytest.mark.parametrize("pass_that_overflows", [1, 2])
-def test_an_overflow_in_either_pass_steps_not_and_halves_the_scale_once(pass_that_overflows: int):
+def test_an_overflow_in_either_pass_steps_not_and_halves_the_scale_once(make: Any, pass_that_overflows: int):
     model, scaler = net().eval(), torch.amp.GradScaler("cpu", init_scale=1024.0)
-    optimizer, before = sam(model), state_of(model)
+    optimizer, before = make(model), state_of(model)
     scaled_step(model, optimizer, scaler, blow=pass_that_overflows)
     assert same(before, state_of(model)) and scaler.get_scale() == 512.0 and not optimizer.base.state
 

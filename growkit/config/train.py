@@ -73,7 +73,7 @@ class AdaBoundSettings(Settings):
     final_lr: the step size in the end, before the schedule. gamma: how fast the bounds close. paper: true for the
     algorithm as printed, slides for the other printing, false for the released code. root_decay: divide by the root of
     the step count, as the paper does. decoupled: true for weight decay as in AdamW, fixed for a decay without the
-    learning rate.
+    learning rate. compile: true for one kernel per large parameter, which takes seconds to make and a compiler.
     """
 
     name: Literal["adabound"] = "adabound"
@@ -87,6 +87,7 @@ class AdaBoundSettings(Settings):
     decoupled: bool | Literal["fixed"] = False
     paper: bool | Literal["slides"] = False
     root_decay: bool = False
+    compile: bool = False
 
 
 class AMSBoundSettings(AdaBoundSettings):
@@ -135,7 +136,8 @@ class SAMSettings(Settings):
     """Sharpness-aware minimisation (Foret et al., 2021): the gradient at the worst place within a radius rho.
 
     norm: 2 or inf. scope: one norm over all parameter groups, or one for each. schedule: of the radius. interval: only
-    every so many steps looks around. clip: largest norm of the final gradient. base: the optimizer that steps.
+    every so many steps looks around. clip: largest norm of the final gradient. moved: all parameters, those of norms
+    alone (SAM-ON, Mueller et al., 2023), or patterns of their names. base: the optimizer that steps.
     """
 
     name: Literal["sam"] = "sam"
@@ -145,6 +147,7 @@ class SAMSettings(Settings):
     schedule: AnyRadius = ConstantRadius()
     interval: Annotated[int, Field(ge=1)] = 1
     clip: Annotated[float, Field(gt=0.0)] | None = None
+    moved: Literal["all", "norms"] | Annotated[list[str], Field(min_length=1)] = "all"
     base: AnyBase = SGDSettings()
 
 

@@ -12,10 +12,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from growkit.errors import UserInputError
-from growkit.optim.bounded_step import Rates, bounded_step
-from growkit.optim.checks import Range, check_choice, check_ranges
+from growkit.optim.bounded_step import bounded_step
+from growkit.optim.checks import Range, check_choice, check_ranges, check_state
+from growkit.optim.compiled import compiled_kernel
+from growkit.optim.rates import Rates
 
 __all__ = ["AMSBound", "AdaBound"]
 
@@ -53,9 +56,11 @@ class AdaBound(torch.optim.Optimizer):
         decoupled: True takes lr * weight_decay * w from the weights (as AdamW), "fixed" takes weight_decay * w (as the
             released AdaBoundW).
         maximize: climb.
+        compile: one kernel for each large parameter, made by torch.compile when a group is added, which takes seconds
+            and a C++ compiler. Growth needs no new one.
 
     Raises:
-        UserInputError: a value is out of its range.
+        UserInputError: a value is out of its range, or nothing can be compiled.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class AdaBound(torch.optim.Optimizer):
         root_decay: bool = False,
         decoupled: Decoupled = False,
         maximize: bool = False,
+        compile: bool = False,
     ):
         defaults = {
             "lr": lr,
@@ -86,6 +92,7 @@ class AdaBound(torch.optim.Optimizer):
             "root_decay": root_decay,
             "decoupled": decoupled,
             "maximize": maximize,
+            "compile": compile,
         }
         _check(type(self).__name__, defaults)
         super().__init__(params, defaults)
@@ -96,7 +103,20 @@ class AdaBound(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault("base_lr", float(group["lr"]))
+        if group["compile"]:
+            for device, dtype in {(parameter.device, parameter.dtype) for parameter in group["params"]}:
+                compiled_kernel(device, dtype, group["amsbound"])
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            UserInputError: it is of other groups or shapes.
+        """
+        check_state(type(self).__name__, self, state_dict)
+        super().load_state_dict(state_dict)
+
+    @_disable_dynamo  # inside a compiled function the count of steps would make a new graph at every step
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; parameters without a gradient stay.
@@ -114,43 +134,48 @@ class AdaBound(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_gradients()
-        for group in self.param_groups:
-            self._step_group(group)
+        trained = [(group, self._with_gradients(group)) for group in self.param_groups]
+        for group, parameters in trained:
+            self._step_group(group, parameters)
         return loss
 
     def bounds(self, t: int, group: int = 0) -> tuple[float, float]:
         """The smallest and the largest step size in the t-th step (t >= 1), at the present learning rate."""
         return _bounds(self.param_groups[group], t)
 
-    def _check_gradients(self) -> None:
-        """Before anything moves."""
-        for parameter in (one for group in self.param_groups for one in group["params"] if one.grad is not None):
-            if parameter.grad.layout != torch.strided or parameter.is_complex():
+    def _with_gradients(self, group: dict[str, Any]) -> list[Tensor]:
+        """The parameters to step, checked, before anything moves."""
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        for parameter in parameters:
+            if parameter.grad.layout != torch.strided or parameter.dtype.is_complex:
                 kind = "complex" if parameter.is_complex() else "sparse"
                 raise UserInputError(
                     f"{type(self).__name__} needs dense real gradients, got a {kind} one of shape "
                     f"{tuple(parameter.shape)}; use sparse=False, or torch.view_as_real for complex weights"
                 )
+            if (state := self.state.get(parameter)) and state["exp_avg"].shape != parameter.shape:
+                raise UserInputError(
+                    f"{type(self).__name__} needs state of the shape of its parameter, got {tuple(parameter.shape)} "
+                    f"with a mean of {tuple(state['exp_avg'].shape)}; resize parameters by growkit.widen(..., "
+                    f"optimizer=...), which resizes both"
+                )
+        return parameters
 
-    def _step_group(self, group: dict[str, Any]) -> None:
-        trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-        states = [self._state_of(parameter, group["amsbound"]) for parameter in trained]
-        if not states:
-            return
-        torch._foreach_add_([state["step"] for state in states], 1.0)  # pyright: ignore[reportPrivateImportUsage]
+    def _step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         kept = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if group["amsbound"] else 2]
         together: dict[int, list[tuple[Tensor, ...]]] = {}
-        for parameter, state in zip(trained, states, strict=True):
-            tensors = (parameter, parameter.grad, *(state[key] for key in kept))
-            together.setdefault(int(state["step"].item()), []).append(tensors)
+        for parameter in parameters:
+            state = self._state_of(parameter, group["amsbound"])
+            state["step"] += 1
+            tensors: Any = (parameter, parameter.grad, *[state[key] for key in kept])
+            together.setdefault(state["step"], []).append(tensors)
         for t, tensors in together.items():
-            bounded_step(tensors, _rates(group, t))
+            bounded_step(tensors, _rates(group, t), group["compile"])
 
     def _state_of(self, parameter: Tensor, amsbound: bool) -> dict[str, Any]:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)  # on the host: reading it must not wait for a device
+            state["step"] = 0
             state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         if amsbound and "max_exp_avg_sq" not in state:

@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
+
+from growkit.optim.blocks import are_even, blocks, scratch
+
+__all__ = ["Pull", "WalkedPull", "norm_of", "pulls_of", "sensitive_steps"]
 
 SMALL = 16_384  # entries of a tensor
 
-__all__ = ["Pull", "norm_of", "pulls_of", "sensitive_steps"]
 
-
-@dataclass(frozen=True)
-class Pull:
+class Pull(NamedTuple):
     """What one list of alike parameters adds to the norm, and where it is pulled.
 
     Attributes:
@@ -39,45 +41,89 @@ class Pull:
     direction: list[Tensor]
     measured: list[Tensor]
 
+    def squares(self) -> float:
+        """The sum of squares of what is measured, read by the host."""
+        dtype = _wide(self.measured[0].dtype)
+        small = [one for one in self.measured if one.numel() <= SMALL]
+        found = 0.0
+        if small:  # copied into one, for a norm costs more than the copy of a small tensor
+            together = _flatten_dense_tensors(small)
+            found += torch.linalg.vector_norm(together if together.dtype == dtype else together.to(dtype)).item() ** 2
+        if len(small) < len(self.measured):
+            large = [one for one in self.measured if one.numel() > SMALL]
+            found += torch.linalg.vector_norm(torch.stack(torch._foreach_norm(large, 2, dtype=dtype))).item() ** 2
+        return found
+
+    def move(self, factor: float) -> None:
+        """Add the direction times a factor to the parameters."""
+        torch._foreach_add_(self.parameters, self.direction, alpha=factor)
+
+
+class WalkedPull(NamedTuple):
+    """That of one large parameter on a CPU with T = |w| + eta, worked out block by block, twice.
+
+    Attributes:
+        parameters: the one.
+        gradient: of the parameter.
+        eta: added to T.
+    """
+
+    parameters: list[Tensor]
+    gradient: Tensor
+    eta: float
+
+    def squares(self) -> float:
+        """The sum of squares of T g."""
+        found = 0.0
+        for weight, gradient in blocks((self.parameters[0], self.gradient)):
+            sizes = self._sizes(weight)
+            found += torch.linalg.vector_norm(sizes.mul_(gradient), dtype=_wide(sizes.dtype)).item() ** 2
+        return found
+
+    def move(self, factor: float) -> None:
+        """Add T^2 g times a factor to the parameter."""
+        for weight, gradient in blocks((self.parameters[0], self.gradient)):
+            weight.addcmul_(self._sizes(weight).square_(), gradient, value=factor)
+
+    def _sizes(self, weight: Tensor) -> Tensor:
+        return torch.abs(weight, out=scratch(len(weight), weight.dtype)).add_(self.eta)
+
 
 def pulls_of(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    normalised: Sequence[bool],
-    *,
-    infinite: bool,
-    eta: float,
-    filters: bool,
-) -> list[Pull]:
+    parameters: list[Tensor], gradients: list[Tensor], *, eta: float | None, infinite: bool, filters: bool
+) -> list[Pull | WalkedPull]:
     """The direction of the ascent for parameters with gradients.
 
     Args:
-        parameters: of any devices and types.
+        parameters: of one device and type.
         gradients: dense ones; they are not changed.
-        normalised: for which of them T is that of ASAM.
+        eta: added to the T of ASAM; None for T = 1.
         infinite: the norm is the largest entry.
-        eta: added to T.
         filters: T of weights with more than two dimensions is the norm of their filter (first dimension).
     """
-    alike: dict[tuple[torch.device, torch.dtype, bool], list[tuple[Tensor, Tensor]]] = {}
-    for parameter, gradient, special in zip(parameters, gradients, normalised, strict=True):
-        alike.setdefault((parameter.device, parameter.dtype, special), []).append((parameter, gradient))
-    return [
-        _pull([one for one, _ in pairs], [one for _, one in pairs], infinite, eta if special else None, filters)
-        for (_, _, special), pairs in alike.items()
-    ]
-
-
-def _pull(parameters: list[Tensor], gradients: list[Tensor], infinite: bool, eta: float | None, filters: bool) -> Pull:
-    sizes = None if eta is None else _sizes(parameters, eta, filters)
     if infinite:
         signs = list(torch._foreach_sign(gradients))
-        return Pull(parameters, signs if sizes is None else list(torch._foreach_mul(sizes, signs)), gradients)
-    if sizes is None:
-        return Pull(parameters, gradients, gradients)
-    once = torch._foreach_mul(sizes, gradients)
+        if eta is not None:
+            torch._foreach_mul_(signs, _sizes(parameters, eta, filters))
+        return [Pull(parameters, signs, gradients)]
+    if eta is None:
+        return [Pull(parameters, gradients, gradients)]
+    walked: list[Pull | WalkedPull] = []
+    others: tuple[list[Tensor], list[Tensor]] = [], []
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if not filters and parameter.is_cpu and parameter.numel() > SMALL and are_even((parameter, gradient)):
+            walked.append(WalkedPull([parameter], gradient, eta))
+        else:
+            others[0].append(parameter)
+            others[1].append(gradient)
+    return [*walked, _adaptive_pull(*others, eta, filters)] if others[0] else walked
+
+
+def _adaptive_pull(parameters: list[Tensor], gradients: list[Tensor], eta: float, filters: bool) -> Pull:
+    sizes = _sizes(parameters, eta, filters)
+    once = list(torch._foreach_mul(sizes, gradients))
     torch._foreach_mul_(sizes, once)
-    return Pull(parameters, sizes, list(once))
+    return Pull(parameters, sizes, once)
 
 
 def _sizes(parameters: list[Tensor], eta: float, filters: bool) -> list[Tensor]:
@@ -100,22 +146,9 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def norm_of(pulls: Sequence[Pull]) -> float:
-    """The root of the sum of squares of what is measured, over all of them, read by the host."""
-    squares = 0.0
-    for pull in pulls:
-        dtype = _wide(pull.measured[0].dtype)
-        small = [one for one in pull.measured if one.numel() <= SMALL]
-        large = pull.measured if not small else [one for one in pull.measured if one.numel() > SMALL]
-        if small:  # copied into one, for a norm costs more than the copy of a small tensor
-            squares += float(torch.linalg.vector_norm(_flatten(small), dtype=dtype)) ** 2
-        if large:
-            squares += float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(large, 2, dtype=dtype)))) ** 2
-    return math.sqrt(squares)
-
-
-def _flatten(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([one.reshape(-1) for one in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
+def norm_of(pulls: Sequence[Pull | WalkedPull]) -> float:
+    """The root of the sum of squares of what is measured, over all of them."""
+    return math.sqrt(sum([pull.squares() for pull in pulls]))
 
 
 def sensitive_steps(

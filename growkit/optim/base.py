@@ -47,6 +47,10 @@ def base_of(
         raise UserInputError(
             f"{owner}: base must be an optimizer of torch's kind, a class or an instance, got {base!r}"
         )
+    if any(one.is_meta for group in made.param_groups for one in group["params"]):
+        raise UserInputError(
+            f"{owner}: parameters must hold numbers, got some on the meta device; use model.to_empty()"
+        )
     taken = sorted({*own} & {*made.defaults})
     if taken or hasattr(made, "base"):
         what = "that is not SAM itself" if hasattr(made, "base") else f"that keeps no {', '.join(taken)} of its own"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from growkit.errors import UserInputError
 
-__all__ = ["Range", "check_choice", "check_ranges"]
+__all__ = ["Range", "check_choice", "check_ranges", "check_state"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,38 @@ def check_choice(owner: str, name: str, value: Any, known: Sequence[Any]) -> Non
     """
     if not any(type(value) is type(one) and value == one for one in known):
         raise UserInputError(f"{owner}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+def check_state(owner: str, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Refuse a saved state that does not fit, before it is taken over: torch compares numbers of parameters only.
+
+    Args:
+        owner: the optimizer, for the message.
+        optimizer: whose parameters the state is for.
+        state_dict: what its `state_dict` gave, perhaps for other parameters.
+
+    Raises:
+        UserInputError: another number of groups or parameters, or a moving mean of another shape than its parameter.
+    """
+    if not {"state", "param_groups"} <= {*state_dict}:
+        raise UserInputError(
+            f"{owner}: a state must have the keys state and param_groups, got {', '.join(map(str, state_dict))}"
+        )
+    ours = [group["params"] for group in optimizer.param_groups]
+    saved = [group["params"] for group in state_dict["param_groups"]]
+    if [*map(len, ours)] != [*map(len, saved)]:
+        raise UserInputError(
+            f"{owner}: a state must have the groups of the optimizer, {[*map(len, ours)]} parameters, "
+            f"got {[*map(len, saved)]}"
+        )
+    for number, (parameter, key) in enumerate(zip(chain(*ours), chain(*saved), strict=True)):
+        for name in MOMENTS:
+            value = state_dict["state"].get(key, {}).get(name)
+            if isinstance(value, Tensor) and value.shape != parameter.shape:
+                raise UserInputError(
+                    f"{owner}: {name} of parameter {number} must have its shape {tuple(parameter.shape)}, got "
+                    f"{tuple(value.shape)}; a state fits the widths that it was saved at"
+                )

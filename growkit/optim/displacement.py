@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growkit.optim.ascent import Pull
+from growkit.optim.ascent import Pull, WalkedPull
 
 __all__ = ["Displacement"]
 
@@ -24,17 +24,17 @@ class Displacement:
 
     def __init__(self) -> None:
         self._parameters: list[Tensor] | None = None
-        self._shapes: list[torch.Size] = []
+        self._kinds: list[tuple[torch.Size, torch.dtype, torch.device]] = []
         self._kept: list[Tensor] = []
+        self._on_cpu = True
 
     @property
     def active(self) -> bool:
         """Whether weights are away from where they belong."""
         return self._parameters is not None
 
-    @torch.no_grad()
-    def move(self, moves: Sequence[tuple[Pull, float]]) -> None:
-        """Add directions times factors, in place."""
+    def move(self, moves: Sequence[tuple[Pull | WalkedPull, float]]) -> None:
+        """Add directions times factors, in place; without grad mode, as `restore`."""
         parameters = [parameter for pull, _ in moves for parameter in pull.parameters]
         self._make_room(parameters)
         if parameters:
@@ -42,26 +42,23 @@ class Displacement:
         self._parameters = parameters
         for pull, factor in moves:
             if factor:
-                torch._foreach_add_(pull.parameters, pull.direction, alpha=factor)
+                pull.move(factor)
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Put the weights back; nothing if they are where they belong."""
         parameters, self._parameters = self._parameters, None
         if parameters:
             torch._foreach_copy_(parameters, self._kept)
-            if any(one.device.type != "cpu" for one in self._kept):
-                self._shapes, self._kept = [], []
+            if not self._on_cpu:
+                self._kinds, self._kept = [], []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_parameters": None, "_shapes": [], "_kept": []}
+        return {"_parameters": None, "_kinds": [], "_kept": [], "_on_cpu": True}
 
     def _make_room(self, parameters: list[Tensor]) -> None:
         """Memory for the copies; the same as in the step before where it fits."""
-        fits = [one.shape for one in parameters] == self._shapes and all(
-            one.dtype == other.dtype and one.device == other.device and one.stride() == other.stride()
-            for one, other in zip(parameters, self._kept, strict=True)
-        )
-        if not fits:
+        kinds = [(one.shape, one.dtype, one.device) for one in parameters]
+        if kinds != self._kinds:
             self._kept = [torch.empty_like(one, requires_grad=False) for one in parameters]
-            self._shapes = [one.shape for one in parameters]
+            self._on_cpu = all(one.is_cpu for one in parameters)
+            self._kinds = kinds

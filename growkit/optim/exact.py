@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from growkit.optim.two_passes import Replay, kept_buffers
+from growkit.optim.two_passes import KeptBuffers, Replay
 
 __all__ = ["exact_gradient"]
 
@@ -38,14 +38,16 @@ def exact_gradient(
     if not all(bool(step.isfinite().all()) for step in steps.values()):
         return loss.detach(), False
     kept = {parameter: parameter.detach().clone() for parameter in steps}
+    buffers = KeptBuffers(model)
     try:
         for parameter, step in steps.items():
             parameter.data.add_(step.detach())  # by .data: autograd still needs the graph of the first pass
-        with replay.again(), kept_buffers(model), torch.enable_grad():
+        with replay.again(), torch.enable_grad():
             there = torch.autograd.grad(loss_of(), trained, allow_unused=True)
     finally:
         for parameter, value in kept.items():
             parameter.data.copy_(value)
+        buffers.restore()
     _chain(trained, there, steps)
     return loss.detach(), True
 

@@ -50,8 +50,5 @@ class AMP(SAM):
         taken = sorted({"adaptive", "norm", "second_order", "eta", "by"} & {*settings})
         if taken:
             raise UserInputError(f"AMP moves along the gradient itself, so it takes no {', '.join(taken)}")
-        self.inner_lr = inner_lr
         super().__init__(params, base, rho=rho, **settings)
-
-    def _factor(self, radius: float, length: float) -> float:
-        return min(self.inner_lr, radius / length) if length else 0.0
+        self.neighbourhood.inner_lr = inner_lr

@@ -4,37 +4,29 @@ Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-aware minimization for efficien
 2021; Kwon, Kim, Park and Choi, "ASAM", ICML 2021.
 """
 
-# torch has no public names for its operations on lists
-# pyright: reportPrivateImportUsage=false
-
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from growkit.errors import GrowthRefused, UserInputError
-from growkit.optim.ascent import norm_of, pulls_of, sensitive_steps
-from growkit.optim.base import base_of
+from growkit.errors import UserInputError
 from growkit.optim.checks import Range, check_choice, check_ranges
 from growkit.optim.displacement import Displacement
 from growkit.optim.exact import exact_gradient
-from growkit.optim.two_passes import Replay, kept_buffers
+from growkit.optim.neighbourhood import Moved, Neighbourhood, Schedule
+from growkit.optim.two_passes import KeptBuffers, Replay
+from growkit.optim.wrapping import Wrapping
 
 __all__ = ["SAM", "Adaptive"]
 
 Adaptive = bool | Literal["all"]
-Schedule = Callable[[int], float] | Literal["lr"] | None
-
-OWN = ("rho", "adaptive", "eta", "by", "norm", "base_lr")
-"""What SAM keeps in the groups that it shares with its base."""
-
-BETWEEN = "SAM cannot be {} between its two passes, while the weights are moved; call second_step() or restore() first"
 
 NO_MODEL = (
     "SAM was made without model=: statistics of batch norms are then updated by both passes, which groups hold norms "
@@ -42,7 +34,7 @@ NO_MODEL = (
 )
 
 
-class SAM(torch.optim.Optimizer):
+class SAM(Wrapping):
     """Sharpness-aware minimisation around any optimizer.
 
     A step computes the gradient g, moves the weights to w + rho T^2 g / |T g| (T = 1), computes the gradient there on
@@ -78,6 +70,8 @@ class SAM(torch.optim.Optimizer):
         second_order: the exact gradient of the loss at w + e(w), with the derivative of e, which the paper leaves out.
             The closure then only returns the loss, without backward(); a step costs about a third pass.
         sync: average the first gradient over processes too.
+        moved: which parameters are moved: "all"; "norms", the scales and shifts of normalising layers (SAM-ON, Mueller
+            et al., 2023), for which `model` is needed; or patterns of their names, as in a shell.
         model: the module that is trained.
         base_settings: of the base class.
 
@@ -105,6 +99,7 @@ class SAM(torch.optim.Optimizer):
         clip: float | None = None,
         second_order: bool = False,
         sync: bool = False,
+        moved: Moved = "all",
         model: nn.Module | None = None,
         **base_settings: Any,
     ):
@@ -118,89 +113,32 @@ class SAM(torch.optim.Optimizer):
         if not (schedule in (None, "lr") or callable(schedule)):
             raise UserInputError(f"{name}: schedule must be None, 'lr' or a function of the steps, got {schedule!r}")
         own = {"rho": rho, "adaptive": adaptive, "eta": eta, "by": by, "norm": float(norm)}
-        _check(name, own)
+        self.check_group(own)
         if model is None:
             warnings.warn(NO_MODEL, stacklevel=2)
-        self.model, self.scope, self.schedule, self.sync = model, scope, schedule, sync
-        self.interval, self.clip, self.second_order = interval, clip, second_order
-        self.steps = self.skipped = 0
-        self._own = own
-        self._displaced = Displacement()
+        self.interval, self.clip, self.second_order, self.sync = interval, clip, second_order, sync
+        self.neighbourhood = Neighbourhood(scope, schedule, _patterns(name, moved), model)
+        self._displacement = Displacement()
         self._lost = False  # the first gradient of a step in two calls was not finite
-        self._between: AbstractContextManager[None] | None = None
-        self._weights: set[Tensor] = set()
-        self.base = base_of(name, base, params, base_settings, OWN, model)
-        super().__init__(self.base.param_groups, {**self.base.defaults, **own})
-
-    # --- as any optimizer
+        self._between: KeptBuffers | None = None
+        super().__init__(params, base, own, model, base_settings)
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Those of the base."""
-        return self.base.param_groups
+    def displaced(self) -> bool:
+        """Whether the weights are away from where they belong, between two passes."""
+        return self._displacement.active
 
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Torch's constructor begins with a list of its own."""
-
-    @property
-    def state(self) -> Any:
-        """That of the base; SAM keeps nothing from step to step.
-
-        Raises:
-            GrowthRefused: between the two passes: weights that are moved may not grow.
-        """
-        if self._displaced.active:
-            raise GrowthRefused(BETWEEN.format("grown"))
-        return self.base.state
-
-    @state.setter
-    def state(self, state: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Torch's constructor begins with a state of its own."""
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Refuse settings out of their ranges, before a group is added."""
+        name = type(self).__name__
+        check_ranges(name, group, RANGES)
+        check_choice(name, "adaptive", group["adaptive"], (False, True, "all"))
+        check_choice(name, "by", group["by"], ("element", "filter"))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; what it does not set is as in the constructor."""
-        _check(type(self).__name__, {**self._own, **param_group})
-        if all(param_group is not group for group in self.base.param_groups):
-            self.base.add_param_group(param_group)
-            param_group = self.base.param_groups[-1]
-        for key, value in self._own.items():
-            param_group.setdefault(key, value)
-        param_group.setdefault("base_lr", float(param_group.get("lr", 0.0)))
-        self._weights = _called_weights(self.model)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients."""
-        self.base.zero_grad(set_to_none)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base's state and groups, with SAM's own settings in them, and the counts.
-
-        Raises:
-            UserInputError: between the two passes, when the weights are not where they belong.
-        """
-        self._check_in_place("saved")
-        return {**self.base.state_dict(), "sam": {"steps": self.steps, "skipped": self.skipped}}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave.
-
-        Raises:
-            UserInputError: it is no state of SAM, or between the two passes.
-        """
-        self._check_in_place("loaded")
-        if "sam" not in state_dict:
-            raise UserInputError("SAM: a state must come from SAM.state_dict(); for a base's own, load it into .base")
-        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "sam"})
-        self.steps, self.skipped = state_dict["sam"]["steps"], state_dict["sam"]["skipped"]
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._check_in_place("copied")
-        return {key: value for key, value in self.__dict__.items() if key != "step"}
-
-    def _check_in_place(self, what: str) -> None:
-        if self._displaced.active:
-            raise UserInputError(BETWEEN.format(what))
+        super().add_param_group(param_group)
+        self.neighbourhood.look_at_the_model()
 
     # --- the step
 
@@ -227,7 +165,7 @@ class SAM(torch.optim.Optimizer):
         Raises:
             UserInputError: there is no closure, it computes no gradients, or the weights are between two passes.
         """
-        self._check_in_place("stepped")
+        self.check_in_place("stepped")
         if closure is None:
             raise UserInputError(
                 "SAM.step needs a closure that computes the loss and its gradients, for it is called twice; or call "
@@ -258,7 +196,7 @@ class SAM(torch.optim.Optimizer):
         if not self._move():
             return loss, False
         try:
-            with replay.again(), kept_buffers(self.model), torch.enable_grad():
+            with replay.again(), torch.enable_grad():
                 self._pass(closure)
         finally:
             self.restore()
@@ -267,7 +205,12 @@ class SAM(torch.optim.Optimizer):
     def _exactly(self, closure: Callable[[], Tensor]) -> tuple[Tensor, bool]:
         """With the derivative of the move."""
         trained = [one for group in self.param_groups for one in group["params"] if one.requires_grad]
-        return exact_gradient(lambda: self._loss_of(closure), trained, self._sensitive_steps, self.model)
+        return exact_gradient(
+            lambda: self._loss_of(closure),
+            trained,
+            partial(self.neighbourhood.sensitive_steps, self.param_groups, self.steps),
+            self.model,
+        )
 
     def _loss_of(self, closure: Callable[[], Tensor]) -> Tensor:
         torch.clear_autocast_cache()
@@ -276,23 +219,6 @@ class SAM(torch.optim.Optimizer):
         if not (isinstance(loss, Tensor) and loss.requires_grad and loss.dim() == 0):
             raise UserInputError("SAM.step with second_order needs a closure that returns the loss, without backward()")
         return loss
-
-    def _sensitive_steps(self, gradients: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """The moves of all parameters, as functions of the weights that autograd can follow."""
-        steps: dict[Tensor, Tensor] = {}
-        scopes = [[group] for group in self.param_groups] if self.scope == "group" else [self.param_groups]
-        for groups in scopes:
-            places = [(one, group) for group in groups for one in group["params"] if one in gradients and group["rho"]]
-            steps |= sensitive_steps(
-                [one for one, _ in places],
-                [gradients[one] for one, _ in places],
-                [self._is_normalised(one, group) for one, group in places],
-                [self._radius(group) for _, group in places],
-                infinite=groups[0]["norm"] == math.inf,
-                etas=[group["eta"] for _, group in places],
-                filters=[group["by"] == "filter" for _, group in places],
-            )
-        return steps
 
     def _in_chunks(self, closure: Callable[[slice], Any], samples: int, chunk: int) -> tuple[Any, bool]:
         sums: dict[Tensor, Tensor] = {}
@@ -303,7 +229,7 @@ class SAM(torch.optim.Optimizer):
             loss, fine = self._looked_around(lambda part=part: closure(part))
             finite = finite and fine
             mean = share * loss.detach() if mean is None else mean + share * loss.detach()
-            for parameter in self._with_gradients():
+            for parameter in self.with_gradients():
                 gradient = parameter.grad * share
                 sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
         self.zero_grad()
@@ -323,7 +249,7 @@ class SAM(torch.optim.Optimizer):
         torch.clear_autocast_cache()  # it may hold copies of the weights from before they were moved
         self.zero_grad()
         loss = closure()
-        if next(self._with_gradients(), None) is None:
+        if next(self.with_gradients(), None) is None:
             raise UserInputError("SAM.step: the closure must call backward() on the loss; no parameter has a gradient")
         return loss
 
@@ -339,16 +265,14 @@ class SAM(torch.optim.Optimizer):
             UserInputError: there is no gradient, the weights were moved already, or interval or second_order were
                 asked for, which need `step`.
         """
-        self._check_in_place("stepped")
+        if self._displacement.active:
+            self.check_in_place("stepped")
         if self.interval > 1 or self.second_order:
             raise UserInputError("SAM: interval and second_order need step(closure), for two calls cannot follow them")
-        if next(self._with_gradients(), None) is None:
+        if next(self.with_gradients(), None) is None:
             raise UserInputError("SAM.first_step comes after backward(), got no parameter with a gradient")
         moved = self._move()
         self._lost = not moved
-        if moved:
-            self._between = kept_buffers(self.model)
-            self._between.__enter__()
         if zero_grad:
             self.zero_grad()
         return moved
@@ -359,24 +283,24 @@ class SAM(torch.optim.Optimizer):
         Raises:
             UserInputError: `first_step` was not called.
         """
-        if not self._displaced.active and not self._lost:
+        if not self.displaced and not self._lost:
             raise UserInputError("SAM.second_step comes after first_step and a second backward()")
         self.restore()
         lost, self._lost = self._lost, False
         if lost and scaler is not None:  # it knows only these gradients, and must hear of the others
-            next(self._with_gradients()).grad.fill_(math.inf)
+            next(self.with_gradients()).grad.fill_(math.inf)
         self._finish(scaler, not lost)
         self._opt_called = True  # what a scheduler asks for, which knows only step()
         if zero_grad:
             self.zero_grad()
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Put the weights back to where they were before the first pass, bit for bit; nothing if they are there."""
-        self._displaced.restore()
-        between, self._between = self._between, None
-        if between is not None:
-            between.__exit__(None, None, None)
+        buffers, self._between = self._between, None
+        with torch.no_grad():
+            self._displacement.restore()
+            if buffers is not None:
+                buffers.restore()
 
     def _finish(self, scaler: torch.amp.GradScaler | None, finite: bool) -> None:
         self.steps += 1
@@ -396,8 +320,8 @@ class SAM(torch.optim.Optimizer):
         """A fused step that finds an overflow leaves momenta that it never wrote to, if they are new: they go again."""
         known = set(self.base.state)
         scaler.step(self.base)
-        new = [parameter for parameter in self._with_gradients() if parameter not in known]
-        if new and not all(bool(_dense(parameter.grad).isfinite().all()) for parameter in self._with_gradients()):
+        new = [parameter for parameter in self.with_gradients() if parameter not in known]
+        if new and not all(bool(_dense(parameter.grad).isfinite().all()) for parameter in self.with_gradients()):
             for parameter in new:
                 self.base.state.pop(parameter, None)
 
@@ -406,60 +330,17 @@ class SAM(torch.optim.Optimizer):
             return
         if scaler is not None:
             scaler.unscale_(self.base)
-        torch.nn.utils.clip_grad_norm_(list(self._with_gradients()), self.clip)
+        torch.nn.utils.clip_grad_norm_(list(self.with_gradients()), self.clip)
 
-    @torch.no_grad()
     def _move(self) -> bool:
         """Move the weights to where the loss is largest, to first order; False where a gradient is not finite."""
-        scopes = [[group] for group in self.param_groups] if self.scope == "group" else [self.param_groups]
-        moves = []
-        for groups in scopes:
-            pulls = [(group, pull) for group in groups for pull in self._pulls(group)]
-            if not pulls:
-                continue
-            infinite = groups[0]["norm"] == math.inf
-            length = norm_of([pull for _, pull in pulls])
-            if not math.isfinite(length):
+        with torch.no_grad():
+            moves = self.neighbourhood.moves(self.param_groups, self.steps)
+            if moves is None:
                 return False
-            length = 1.0 if infinite else length
-            moves += [(pull, self._factor(self._radius(group), length)) for group, pull in pulls]
-        self._displaced.move(moves)
+            self._between = KeptBuffers(self.model)
+            self._displacement.move(moves)
         return True
-
-    def _factor(self, radius: float, length: float) -> float:
-        """What the direction is multiplied by, given the norm of what was measured."""
-        return radius / length if length else 0.0
-
-    def _pulls(self, group: dict[str, Any]) -> Iterator[Any]:
-        if not group["rho"]:
-            return
-        trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-        if trained:
-            yield from pulls_of(
-                trained,
-                [_dense(parameter.grad) for parameter in trained],
-                [self._is_normalised(parameter, group) for parameter in trained],
-                infinite=group["norm"] == math.inf,
-                eta=group["eta"],
-                filters=group["by"] == "filter",
-            )
-
-    def _is_normalised(self, parameter: Tensor, group: dict[str, Any]) -> bool:
-        """Whether a parameter has the T of ASAM: by the released rule those that are called a weight."""
-        if group["adaptive"] in (False, "all"):
-            return bool(group["adaptive"])
-        return parameter in self._weights if self.model is not None else parameter.dim() > 1
-
-    def _radius(self, group: dict[str, Any]) -> float:
-        if self.schedule is None:
-            return group["rho"]
-        if self.schedule == "lr":
-            base_lr = group["base_lr"]
-            return group["rho"] * (float(group["lr"]) / base_lr if base_lr else float(group["lr"] > 0))
-        return group["rho"] * self.schedule(self.steps)  # type: ignore[operator]
-
-    def _with_gradients(self) -> Iterator[Any]:
-        return (one for group in self.param_groups for one in group["params"] if one.grad is not None)
 
     def _first_gradient_alone(self) -> AbstractContextManager[Any]:
         no_sync = getattr(self.model, "no_sync", None)
@@ -469,15 +350,12 @@ class SAM(torch.optim.Optimizer):
 RANGES = {"rho": Range(0.0), "eta": Range(0.0)}
 
 
-def _check(owner: str, group: Mapping[str, Any]) -> None:
-    check_ranges(owner, group, RANGES)
-    check_choice(owner, "adaptive", group["adaptive"], (False, True, "all"))
-    check_choice(owner, "by", group["by"], ("element", "filter"))
-
-
-def _called_weights(model: nn.Module | None) -> set[Tensor]:
-    """The parameters with "weight" in their name, as the released code of ASAM tells weights from the rest."""
-    return set() if model is None else {one for name, one in model.named_parameters() if "weight" in name}
+def _patterns(owner: str, moved: Any) -> Moved:
+    if moved in ("all", "norms"):
+        return moved
+    if isinstance(moved, str) or not all(isinstance(one, str) for one in moved):
+        raise UserInputError(f"{owner}: moved must be 'all', 'norms' or patterns of names, got {moved!r}")
+    return tuple(moved)
 
 
 def _dense(gradient: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ and how many batches they saw) are those of the first pass.
 
 from __future__ import annotations
 
+# torch has no public names for its operations on lists
+# pyright: reportPrivateImportUsage=false
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from growkit.rng import global_state, set_global_state
 
-__all__ = ["Replay", "kept_buffers"]
+__all__ = ["KeptBuffers", "Replay"]
 
 
 class Replay:
@@ -34,23 +36,32 @@ class Replay:
             set_global_state(after)
 
 
-@contextmanager
-def kept_buffers(model: nn.Module | None) -> Iterator[None]:
-    """Put back all buffers of a model after the block: values, and which tensors they are."""
-    if model is None:
-        yield
-        return
-    owners = [module._buffers for module in model.modules() if module._buffers]
-    held = [(owner, name, buffer) for owner in owners for name, buffer in _present(owner)]
-    values = [buffer.clone() for _, _, buffer in held]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for (owner, name, buffer), value in zip(held, values, strict=True):
-                owner[name] = buffer
-                buffer.copy_(value)  # whether it was written to is not told: batch norms leave no trace
+class KeptBuffers:
+    """All buffers of a model, as they are now: values, and which tensors they are."""
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self._held: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+        for owner in _owners(model):
+            self._held += [(owner, name, buffer) for name, buffer in owner.items() if buffer is not None]
+        self._values = [buffer.clone() for _, _, buffer in self._held]
+
+    def restore(self) -> None:
+        """Put them back; whether they were written to is not asked, for batch norms leave no trace of it."""
+        for owner, name, buffer in self._held:
+            owner[name] = buffer
+        if self._held:
+            torch._foreach_copy_([buffer for _, _, buffer in self._held], self._values)
 
 
-def _present(owner: dict[str, Tensor | None]) -> Iterator[tuple[str, Tensor]]:
-    return ((name, buffer) for name, buffer in owner.items() if buffer is not None)
+def _owners(model: nn.Module | None) -> Iterator[dict[str, Tensor | None]]:
+    """What holds buffers; `modules()` would cost more than all the rest of a step on small models."""
+    found = {} if model is None else {id(model): model}
+    waiting = list(found.values())
+    while waiting:
+        module = waiting.pop()
+        if module._buffers:
+            yield module._buffers
+        for one in module._modules.values():
+            if one is not None and id(one) not in found:
+                found[id(one)] = one
+                waiting.append(one)

@@ -1,0 +1,53 @@
+"""Large tensors on a CPU, block by block: what one operation writes is still in the cache for the next."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["are_even", "blocks", "flat", "scratch"]
+
+BLOCK = 262_144  # entries; smaller blocks stay in nearer caches, but every operation on one costs a call
+SCRATCH = threading.local()
+
+
+def scratch(size: int, dtype: torch.dtype) -> Tensor:
+    """Memory for one block: the same every time, for new memory costs more than what is computed in it.
+
+    Args:
+        size: entries, at most BLOCK.
+        dtype: of the entries.
+    """
+    if not hasattr(SCRATCH, "of"):
+        SCRATCH.of = {}
+    if dtype not in SCRATCH.of:
+        SCRATCH.of[dtype] = torch.empty(BLOCK, dtype=dtype)
+    return SCRATCH.of[dtype][:size]
+
+
+def are_even(tensors: Sequence[Tensor]) -> bool:
+    """Whether all tensors are of one type and fill a stretch of memory each, in the same order."""
+    first = tensors[0]
+    if any(one.dtype != first.dtype for one in tensors):
+        return False
+    return all(one.is_contiguous() for one in tensors) or (
+        _is_dense(first) and all(one.stride() == first.stride() for one in tensors)
+    )
+
+
+def flat(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Even tensors as one dimension, in the order of their memory."""
+    return tuple(one.as_strided((one.numel(),), (1,)) for one in tensors)
+
+
+def blocks(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """The same stretch of even tensors, one after the other."""
+    return zip(*(one.split(BLOCK) for one in flat(tensors)), strict=True)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    span = 1 + sum((extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return span == tensor.numel()

@@ -1,0 +1,128 @@
+"""An optimizer around another one, with which it shares parameter groups and state."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from growkit.errors import GrowthRefused, UserInputError
+from growkit.optim.base import base_of
+from growkit.optim.checks import check_state
+
+__all__ = ["Wrapping"]
+
+BETWEEN = "{} cannot be {} between its two passes, while the weights are moved; call second_step() or restore() first"
+
+
+class Wrapping(torch.optim.Optimizer):
+    """What belongs to an optimizer apart from its step: groups, state, saving, copies.
+
+    Args:
+        params: in any form that optimizers take.
+        base: an optimizer class or an instance.
+        own: settings that this optimizer keeps in the groups beside those of the base.
+        model: the module that is trained, if it is known.
+        settings: of the base class.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        base: type[torch.optim.Optimizer] | torch.optim.Optimizer,
+        own: Mapping[str, Any],
+        model: nn.Module | None,
+        settings: Mapping[str, Any],
+    ):
+        self.model = model
+        self.steps = self.skipped = 0
+        self._own = dict(own)
+        self.base = base_of(type(self).__name__, base, params, settings, self._names_in_groups(), model)
+        super().__init__(self.base.param_groups, {**self.base.defaults, **own})
+
+    @property
+    def displaced(self) -> bool:
+        """Whether the weights are away from where they belong, between two passes."""
+        return False
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Refuse settings out of their ranges, before a group is added."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of the base."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Torch's constructor begins with a list of its own."""
+
+    @property
+    def state(self) -> Any:
+        """That of the base; nothing else is kept from step to step.
+
+        Raises:
+            GrowthRefused: between the two passes: weights that are moved may not grow.
+        """
+        if self.displaced:
+            raise GrowthRefused(BETWEEN.format(type(self).__name__, "grown"))
+        return self.base.state
+
+    @state.setter
+    def state(self, state: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Torch's constructor begins with a state of its own."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base; what it does not set is as in the constructor."""
+        self.check_group({**self._own, **param_group})
+        if all(param_group is not group for group in self.base.param_groups):
+            self.base.add_param_group(param_group)
+            param_group = self.base.param_groups[-1]
+        for key, value in self._own.items():
+            param_group.setdefault(key, value)
+        param_group.setdefault("base_lr", float(param_group.get("lr", 0.0)))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients."""
+        self.base.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state and groups, with the settings of this optimizer in them, and the counts.
+
+        Raises:
+            UserInputError: between the two passes, when the weights are not where they belong.
+        """
+        self.check_in_place("saved")
+        return {**self.base.state_dict(), "sam": {"steps": self.steps, "skipped": self.skipped}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            UserInputError: it is no state of this kind or does not fit, or between the two passes.
+        """
+        self.check_in_place("loaded")
+        name = type(self).__name__
+        if "sam" not in state_dict:
+            raise UserInputError(f"{name}: a state must come from SAM.state_dict(); load a base's own into .base")
+        check_state(name, self.base, state_dict)
+        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "sam"})
+        self.steps, self.skipped = state_dict["sam"]["steps"], state_dict["sam"]["skipped"]
+
+    def check_in_place(self, what: str) -> None:
+        """Refuse what must not happen while weights are moved."""
+        if self.displaced:
+            raise UserInputError(BETWEEN.format(type(self).__name__, what))
+
+    def with_gradients(self) -> Iterator[Any]:
+        """The parameters that have one."""
+        return (one for group in self.base.param_groups for one in group["params"] if one.grad is not None)
+
+    def _names_in_groups(self) -> Collection[str]:
+        return (*self._own, "base_lr")
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.check_in_place("copied")
+        return {key: value for key, value in self.__dict__.items() if key != "step"}  # a scheduler's wrapper

@@ -225,7 +225,8 @@ class Trainer:
         """Once an epoch and once a stage: a check makes the host wait for the device."""
         loss = 0.0 if self._meter.empty else self._meter.result().loss
         if not math.isfinite(loss):
+            place = "train.optimizer.base.lr" if hasattr(self.settings.optimizer, "base") else "train.optimizer.lr"
             raise TrainingError(
                 f"the training loss must stay finite, got {loss} in epoch {self.epoch + 1} (by step {self.step}); "
-                "lower train.optimizer.lr, or raise train.schedule.warmup_epochs"
+                f"lower {place}, or raise train.schedule.warmup_epochs"
             )

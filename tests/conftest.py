@@ -10,7 +10,13 @@ import torch
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
-SHORT = {"train.epochs": "4", "growth.when.start": "1", "growth.when.every": "1", "run.tensorboard": "false"}
+SHORT = {
+    "train.epochs": "4",
+    "train.optimizer": "{name: sgd, lr: 0.1}",  # half the passes of the job's SAM
+    "growth.when.start": "1",
+    "growth.when.every": "1",
+    "run.tensorboard": "false",
+}
 
 
 def short(root: Path, **overrides: str) -> list[str]:

@@ -137,10 +137,18 @@ def test_a_budget_ends_growth(tmp_path: Path):
     assert 89_082 <= result.result["params"] <= 100_000  # all of the first event, and what fits of the second
 
 
-def test_diverging_training_is_a_named_error(tmp_path: Path):
-    with pytest.raises(TrainingError, match="training loss must stay finite.*lower train.optimizer.lr"):
+@pytest.mark.parametrize(
+    ("optimizer", "place"),
+    [
+        ("{name: sgd, lr: 1e12}", "train.optimizer.lr"),
+        ("{name: sam, base: {name: sgd, lr: 1e12}}", "train.optimizer.base.lr"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:SAM skipped")
+def test_diverging_training_is_a_named_error(tmp_path: Path, optimizer: str, place: str):
+    with pytest.raises(TrainingError, match=f"training loss must stay finite.*lower {place}"):
         short_run(
-            tmp_path, train__optimizer__lr="1e12", train__precision="fp32", train__epochs="2", growth__when="never"
+            tmp_path, train__optimizer=optimizer, train__precision="fp32", train__epochs="2", growth__when="never"
         )
 
 

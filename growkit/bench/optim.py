@@ -25,6 +25,8 @@ __all__ = ["GOALS", "SETS", "need_peer", "render_optim", "run_optim"]
 
 RESULT_VERSION = 1
 ENTRIES = 1.5e7  # parameters that all rounds of one set together step over, at most, for each optimizer
+WHOLE_BATCH = 64
+WHOLE_GOAL = 2.10  # SAM's step beside that of its base, with the passes through the model
 SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9}
 
 Build = Callable[[nn.Module], torch.optim.Optimizer]
@@ -103,7 +105,9 @@ def need_peer() -> None:
         )
 
 
-def run_optim(rounds: int, sets: Mapping[str, Callable[[], nn.Module]] = SETS) -> dict[str, Any]:
+def run_optim(
+    rounds: int, sets: Mapping[str, Callable[[], nn.Module]] = SETS, batch: int = WHOLE_BATCH
+) -> dict[str, Any]:
     """Step every optimizer on every set once a round, with fixed gradients.
 
     A step of SAM is perturbing, restoring, and the base's step; the two passes through a model are none of its.
@@ -111,6 +115,7 @@ def run_optim(rounds: int, sets: Mapping[str, Callable[[], nn.Module]] = SETS) -
     Args:
         rounds: at least so many; small sets get more.
         sets: parameters by name of the set.
+        batch: images of a whole training step.
 
     Returns:
         For every set its parameters and tensors, and per optimizer the quartiles of the CPU seconds; environment; the
@@ -124,6 +129,7 @@ def run_optim(rounds: int, sets: Mapping[str, Callable[[], nn.Module]] = SETS) -
     try:
         compiled = _seconds_to_compile()
         measured = {name: _measure(build(), rounds) for name, build in sets.items()}
+        whole = _measure_whole_steps(rounds, batch)
     finally:
         torch.set_num_threads(threads)
     environment = describe_environment()
@@ -134,6 +140,7 @@ def run_optim(rounds: int, sets: Mapping[str, Callable[[], nn.Module]] = SETS) -
         "environment": environment,
         "compile_seconds": compiled,
         "sets": measured,
+        "whole_steps": {"batch": batch, "cpu_seconds": whole},
     }
 
 
@@ -149,21 +156,45 @@ def _seconds_to_compile() -> float:
 def _measure(model: nn.Module, rounds: int) -> dict[str, Any]:
     steps = {name: _step_of(copy.deepcopy(model), build) for name, build in {**OURS, **_peers()}.items()}
     params = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "params": params,
+        "tensors": len(list(model.parameters())),
+        "cpu_seconds": _interleaved(steps, max(rounds, min(200, int(ENTRIES / params)))),
+    }
+
+
+def _measure_whole_steps(rounds: int, batch: int) -> dict[str, dict[str, float]]:
+    """Training steps of WRN-28-1 on one batch, with the passes through the model."""
+    model = build_model(WrnSettings(depth=28, width=1, norm="batchnorm"), (3, 32, 32), 10)
+    images, labels = torch.randn(batch, 3, 32, 32), torch.arange(batch) % 10
+    names = ("SGD, fused", "SAM + SGD")
+    return _interleaved({name: _whole_step(copy.deepcopy(model), OURS[name], images, labels) for name in names}, rounds)
+
+
+def _whole_step(model: nn.Module, build: Build, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], Any]:
+    optimizer = build(model)
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        return loss
+
+    return lambda: optimizer.step(closure)
+
+
+def _interleaved(steps: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
+    """The quartiles of the CPU seconds of each, all of them once a round."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(-2, max(rounds, min(200, int(ENTRIES / params)))):
+    for number in range(-2, rounds):
         for name, step in steps.items():
             start = time.process_time()
             step()
             if number >= 0:  # the first ones make state
                 seconds[name].append(time.process_time() - start)
-    quartiles = ("p25", "median", "p75")
     return {
-        "params": params,
-        "tensors": len(list(model.parameters())),
-        "cpu_seconds": {
-            name: dict(zip(quartiles, np.quantile(times, [0.25, 0.5, 0.75]).tolist(), strict=True))
-            for name, times in seconds.items()
-        },
+        name: dict(zip(("p25", "median", "p75"), np.quantile(times, [0.25, 0.5, 0.75]).tolist(), strict=True))
+        for name, times in seconds.items()
     }
 
 
@@ -194,6 +225,12 @@ def render_optim(result: dict[str, Any]) -> str:
         cells = [_ratio(one["cpu_seconds"], ours, beside, goals.get(name)) for name, one in sets.items()]
         title = f"{ours} / {beside[0]}" + (", the faster form" if len(beside) > 1 else "")
         lines.append(f"| {title} | {' | '.join(cells)} |")
+    whole = result["whole_steps"]["cpu_seconds"]
+    lines += [
+        "",
+        f"A whole training step of WRN-28-1, batch {result['whole_steps']['batch']}: SGD {_spread(whole['SGD, fused'])} µs, SAM + SGD "
+        f"{_spread(whole['SAM + SGD'])} µs, ratio {_ratio(whole, 'SAM + SGD', ('SGD, fused',), WHOLE_GOAL)}.",
+    ]
     environment = result["environment"]
     packages = ", ".join(f"{name} {environment['packages'][name]}" for name in ("torch", "pytorch_optimizer"))
     note = (

@@ -226,10 +226,11 @@ def render_optim(result: dict[str, Any]) -> str:
         title = f"{ours} / {beside[0]}" + (", the faster form" if len(beside) > 1 else "")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     whole = result["whole_steps"]["cpu_seconds"]
+    batch, ratio = result["whole_steps"]["batch"], _ratio(whole, "SAM + SGD", ("SGD, fused",), WHOLE_GOAL)
     lines += [
         "",
-        f"A whole training step of WRN-28-1, batch {result['whole_steps']['batch']}: SGD {_spread(whole['SGD, fused'])} µs, SAM + SGD "
-        f"{_spread(whole['SAM + SGD'])} µs, ratio {_ratio(whole, 'SAM + SGD', ('SGD, fused',), WHOLE_GOAL)}.",
+        f"A whole training step of WRN-28-1, batch {batch}: SGD {_spread(whole['SGD, fused'])} µs, "
+        f"SAM + SGD {_spread(whole['SAM + SGD'])} µs, ratio {ratio}.",
     ]
     environment = result["environment"]
     packages = ", ".join(f"{name} {environment['packages'][name]}" for name in ("torch", "pytorch_optimizer"))

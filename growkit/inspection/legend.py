@@ -65,7 +65,8 @@ def _entry(group: list[SiteFacts], colour: str, x: float, y: float) -> Iterator[
     verified = [one.verified for one in group]
     mark = "" if None in verified else (" ✓ verified" if all(verified) else " ✗ not verified")
     times = f"{len(group)} sites; " if len(group) > 1 else ""
-    yield f"<g>{swatch}{width}{name}{ink.text(x + 30, y + 15, times + cost + mark, size=11, fill=MUTED)}{title}</g>"
+    steps = "by whole copies; " if site.by_copies else ""
+    yield f"<g>{swatch}{width}{name}{ink.text(x + 30, y + 15, times + steps + cost + mark, size=11, fill=MUTED)}{title}</g>"
 
 
 def _refusal(refusal: RefusalGroup, x: float, y: float) -> Iterator[str]:

@@ -232,9 +232,10 @@ def test_svg_is_well_formed_names_all_sites_and_runs_nothing(tmp_path: Path):
 
 def test_the_legend_says_which_widths_grow_by_whole_copies():
     layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
-    _, text, _ = drawn(nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2)), torch.randn(2, 5, 3))
-    entries = [line for line in ET.fromstring(text).itertext() if "per unit" in line]
-    assert [entry.startswith("by whole copies; ") for entry in entries] == [True, True, False]
+    _, text, facts = drawn(nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2)), torch.randn(2, 5, 3))
+    entries = [line for line in ET.fromstring(text).itertext() if "FLOPs per unit" in line]
+    assert [entry.startswith("by whole copies; ") for entry in entries] == [site.by_copies for site in facts.sites]
+    assert {site.by_copies for site in facts.sites} == {True, False}
 
 
 def test_no_text_is_smaller_than_11_pixels():

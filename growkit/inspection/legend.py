@@ -66,7 +66,8 @@ def _entry(group: list[SiteFacts], colour: str, x: float, y: float) -> Iterator[
     mark = "" if None in verified else (" ✓ verified" if all(verified) else " ✗ not verified")
     times = f"{len(group)} sites; " if len(group) > 1 else ""
     steps = "by whole copies; " if site.by_copies else ""
-    yield f"<g>{swatch}{width}{name}{ink.text(x + 30, y + 15, times + steps + cost + mark, size=11, fill=MUTED)}{title}</g>"
+    below = ink.text(x + 30, y + 15, times + steps + cost + mark, size=11, fill=MUTED)
+    yield f"<g>{swatch}{width}{name}{below}{title}</g>"
 
 
 def _refusal(refusal: RefusalGroup, x: float, y: float) -> Iterator[str]:

@@ -177,22 +177,26 @@ class Trainer:
     def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
         self._set_rate()
         self.model.train()
-        passes: list[tuple[Tensor, Tensor]] = []
+        firsts: dict[int, tuple[Tensor, Tensor]] = {}  # an optimizer may ask more than once for a part of the batch;
+        calls = 0  # the first time is the one at the weights that the step began with
 
-        def closure() -> Any:  # torch's stub says float, its optimizers take a tensor
+        def closure(part: slice = slice(0, None)) -> Any:  # torch's stub says float, its optimizers take a tensor
+            nonlocal calls
+            calls += 1
             self.optimizer.zero_grad(set_to_none=True)
             with self.compute.autocast():
-                outputs = self.model(inputs)
-            loss = self.loss(outputs, targets)
+                outputs = self.model(inputs[part])
+            loss = self.loss(outputs, targets[part])
             loss.backward()
-            passes.append((loss.detach(), outputs.detach()))
+            firsts.setdefault(part.start, (loss.detach(), outputs.detach()))
             return loss
 
-        self.optimizer.step(closure)
-        # an optimizer may ask more than once; the first pass is the one at the weights that the step began with
-        self._meter.add(*passes[0], targets)
+        in_parts = getattr(self.optimizer, "m", None) is not None
+        self.optimizer.step(closure, **({"samples": len(targets)} if in_parts else {}))
+        for start, (loss, outputs) in firsts.items():
+            self._meter.add(loss, outputs, targets[start : start + len(outputs)])
         self.step += 1
-        self.last_batch_size, self.last_passes = len(targets), len(passes)
+        self.last_batch_size, self.last_passes = len(targets), calls // len(firsts)
 
     def _set_rate(self) -> None:
         factor = rate_factor(self.settings.schedule, self.step, self.total_steps, self.steps_per_epoch)

@@ -101,7 +101,7 @@ def test_the_ungrown_seed_at_equal_training_flops(grown: RunResult, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "passes"), [("{name: sam, base: {lr: 0.1}}", 2.0), ("{name: asam, interval: 2}", 1.5)]
+    ("optimizer", "passes"), [("{name: sam, base: {lr: 0.1}}", 2.0), ("{name: asam, interval: 2, m: 24}", 1.5)]
 )
 def test_passes_of_sam_are_counted_in_plan_run_and_control(
     grown: RunResult, tmp_path: Path, optimizer: str, passes: float

@@ -195,8 +195,8 @@ def test_second_order_wants_the_loss_alone():
 
 def test_second_order_serves_chunks_and_plain_steps_too():
     model = nn.Linear(3, 2)
-    optimizer, x = sam(model, second_order=True, interval=2), torch.randn(4, 3)
-    losses = [optimizer.step(lambda part: model(x[part]).square().mean(), samples=4, chunk=2) for _ in range(12)]
+    optimizer, x = sam(model, second_order=True, interval=2, m=2), torch.randn(4, 3)
+    losses = [optimizer.step(lambda part: model(x[part]).square().mean(), samples=4) for _ in range(12)]
     assert losses[-1] < losses[0]
 
 

@@ -54,10 +54,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("sync", "chunk"), [(True, 8), (False, 4)], ids=["together", "each its own"])
-def test_two_processes_are_one_on_the_joined_batch(trained: Path, sync: bool, chunk: int) -> None:
+@pytest.mark.parametrize(("sync", "m"), [(True, 8), (False, 4)], ids=["together", "each its own"])
+def test_two_processes_are_one_on_the_joined_batch(trained: Path, sync: bool, m: int) -> None:
     model, (x, y) = net(), batch()
-    optimizer = SAM(model.parameters(), torch.optim.SGD, model=model, **SETTINGS)
+    optimizer = SAM(model.parameters(), torch.optim.SGD, model=model, m=m, **SETTINGS)
 
     def closure(part: slice) -> Tensor:
         loss = cross_entropy(model(x[part]), y[part])
@@ -65,7 +65,7 @@ def test_two_processes_are_one_on_the_joined_batch(trained: Path, sync: bool, ch
         return loss
 
     for _ in range(STEPS):
-        optimizer.step(closure, samples=8, chunk=chunk)
+        optimizer.step(closure, samples=8)
     theirs = torch.load(trained / f"{sync}.pt", weights_only=True)
     for mine, other in zip(model.parameters(), theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)

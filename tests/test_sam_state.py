@@ -184,6 +184,7 @@ def test_weights_of_new_units_are_moved_though_they_are_zero(make: Any):
         ({"norm": 1}, "norm must be one of 2.0, inf, got 1.0"),
         ({"scope": "net"}, "scope must be one of 'all', 'group', got 'net'"),
         ({"interval": 0}, "interval must be a whole number >= 1, got 0"),
+        ({"m": 2.0}, "m must be a whole number >= 1, got 2.0"),
         ({"clip": 0.0}, "clip must be a number > 0, got 0.0"),
         ({"schedule": "cosine"}, "schedule must be None, 'lr' or a function of the steps, got 'cosine'"),
         ({"base": "sgd"}, "base must be an optimizer of torch's kind, a class or an instance, got 'sgd'"),
@@ -262,12 +263,18 @@ def test_in_two_calls_too_a_first_gradient_that_is_not_finite_skips_the_step(sca
         assert scaler.get_scale() == 512.0
 
 
-@pytest.mark.parametrize("settings", [{"interval": 2}, {"second_order": True}])
+@pytest.mark.parametrize("settings", [{"interval": 2}, {"m": 2}, {"second_order": True}])
 def test_two_calls_refuse_what_they_cannot_follow(settings: dict[str, Any]):
     model = net()
     closure_of(model, *batch())()
-    with pytest.raises(UserInputError, match=r"interval and second_order need step\(closure\)"):
+    with pytest.raises(UserInputError, match=r"interval, m and second_order need step\(closure\)"):
         sam(model, **settings).first_step()
+
+
+@pytest.mark.parametrize(("m", "samples"), [(None, 6), (3, None)])
+def test_samples_are_given_where_there_is_m(m: int | None, samples: int | None):
+    with pytest.raises(UserInputError, match=f"takes samples where SAM has m, got samples={samples} with m={m}"):
+        sam(net(), m=m).step(lambda part: part, samples=samples)
 
 
 def test_a_group_that_is_refused_is_not_added():

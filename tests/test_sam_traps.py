@@ -271,7 +271,7 @@ def test_only_the_final_gradient_is_clipped():
 def test_chunks_are_moved_by_their_own_gradients():
     model, other = net().eval(), net().eval()
     x, y = batch()
-    sam(model, momentum=0.0).step(lambda part: closure_of(model, x[part], y[part])(), samples=6, chunk=4)
+    sam(model, momentum=0.0, m=4).step(lambda part: closure_of(model, x[part], y[part])(), samples=6)
     total = [torch.zeros_like(p) for p in other.parameters()]
     for part, share in ((slice(0, 4), 4 / 6), (slice(4, 6), 2 / 6)):
         twin = copy.deepcopy(other)

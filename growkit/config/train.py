@@ -136,8 +136,9 @@ class SAMSettings(Settings):
     """Sharpness-aware minimisation (Foret et al., 2021): the gradient at the worst place within a radius rho.
 
     norm: 2 or inf. scope: one norm over all parameter groups, or one for each. schedule: of the radius. interval: only
-    every so many steps looks around. clip: largest norm of the final gradient. moved: all parameters, those of norms
-    alone (SAM-ON, Mueller et al., 2023), or patterns of their names. base: the optimizer that steps.
+    every so many steps looks around. m: so many samples of a batch are moved by their own gradient (m-sharpness). clip:
+    largest norm of the final gradient. moved: all parameters, those of norms alone (SAM-ON, Mueller et al., 2023), or
+    patterns of their names. base: the optimizer that steps.
     """
 
     name: Literal["sam"] = "sam"
@@ -146,6 +147,7 @@ class SAMSettings(Settings):
     scope: Literal["all", "group"] = "all"
     schedule: AnyRadius = ConstantRadius()
     interval: Annotated[int, Field(ge=1)] = 1
+    m: Annotated[int, Field(ge=1)] | None = None
     clip: Annotated[float, Field(gt=0.0)] | None = None
     moved: Literal["all", "norms"] | Annotated[list[str], Field(min_length=1)] = "all"
     base: AnyBase = SGDSettings()

@@ -66,6 +66,8 @@ class SAM(Wrapping):
         schedule: a function of the number of steps done that gives a factor of rho, or "lr" for a rho in proportion to
             each group's learning rate; None for a constant rho.
         interval: only every so many steps moves the weights; the others are plain steps of the base.
+        m: so many samples of a batch are moved together by their own gradient, and the final gradient is the mean over
+            all (m-sharpness, on one device); `step` then takes `samples`. None for the whole batch.
         clip: largest norm of the final gradient, over all groups; None for no limit.
         second_order: the exact gradient of the loss at w + e(w), with the derivative of e, which the paper leaves out.
             The closure then only returns the loss, without backward(); a step costs about a third pass.
@@ -96,6 +98,7 @@ class SAM(Wrapping):
         scope: Literal["all", "group"] = "all",
         schedule: Schedule = None,
         interval: int = 1,
+        m: int | None = None,
         clip: float | None = None,
         second_order: bool = False,
         sync: bool = False,
@@ -106,8 +109,9 @@ class SAM(Wrapping):
         name = type(self).__name__
         check_choice(name, "norm", float(norm), (2.0, math.inf))
         check_choice(name, "scope", scope, ("all", "group"))
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise UserInputError(f"{name}: interval must be a whole number >= 1, got {interval!r}")
+        for setting, number in (("interval", interval), ("m", 1 if m is None else m)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise UserInputError(f"{name}: {setting} must be a whole number >= 1, got {number!r}")
         if clip is not None:
             check_ranges(name, {"clip": clip}, {"clip": Range(0.0, open_below=True)})
         if not (schedule in (None, "lr") or callable(schedule)):
@@ -116,7 +120,8 @@ class SAM(Wrapping):
         self.check_group(own)
         if model is None:
             warnings.warn(NO_MODEL, stacklevel=2)
-        self.interval, self.clip, self.second_order, self.sync = interval, clip, second_order, sync
+        self.interval, self.m, self.clip = interval, m, clip
+        self.second_order, self.sync = second_order, sync
         self.neighbourhood = Neighbourhood(scope, schedule, _patterns(name, moved), model)
         self._displacement = Displacement()
         self._lost = False  # the first gradient of a step in two calls was not finite
@@ -148,7 +153,6 @@ class SAM(Wrapping):
         *,
         scaler: torch.amp.GradScaler | None = None,
         samples: int | None = None,
-        chunk: int | None = None,
     ) -> Any:
         """One step in two passes.
 
@@ -156,8 +160,8 @@ class SAM(Wrapping):
             closure: computes the loss and its gradients (of all micro-batches, if there are several), and returns the
                 loss. Gradients are forgotten before each call. It must open its autocast itself.
             scaler: scales the loss in the closure; the step then goes through it, and `scaler.update()` is yours.
-            samples: size of the batch. With it the closure takes a slice of the batch and returns the mean over it.
-            chunk: so many samples are moved by their own gradient (m-sharpness); the final gradient is the mean.
+            samples: size of the batch, with `m` alone. The closure then takes a slice of the batch and computes the
+                mean over it.
 
         Returns:
             The loss at the weights that the step began with.
@@ -173,12 +177,12 @@ class SAM(Wrapping):
             )
         if self.second_order and scaler is not None:
             raise UserInputError("SAM.step takes no scaler with second_order, whose closure makes no backward pass")
-        if (samples is None) != (chunk is None):
-            raise UserInputError(f"SAM.step takes samples and chunk together, got samples={samples}, chunk={chunk}")
+        if (samples is None) != (self.m is None):
+            raise UserInputError(f"SAM.step takes samples where SAM has m, got samples={samples} with m={self.m}")
         if self.steps % self.interval:
             loss, finite = self._plainly(closure if samples is None else lambda: closure(slice(0, samples))), True
-        elif samples is not None and chunk is not None:
-            loss, finite = self._in_chunks(closure, samples, chunk)
+        elif samples is not None and self.m is not None:
+            loss, finite = self._in_chunks(closure, samples, self.m)
         else:
             loss, finite = self._looked_around(closure)
         self._finish(scaler, finite)
@@ -193,9 +197,9 @@ class SAM(Wrapping):
         replay = Replay()
         with torch.enable_grad(), self._first_gradient_alone():
             loss = self._pass(closure)
-        if not self._move():
-            return loss, False
         try:
+            if not self._move():
+                return loss, False
             with replay.again(), torch.enable_grad():
                 self._pass(closure)
         finally:
@@ -262,13 +266,13 @@ class SAM(Wrapping):
             Whether the weights were moved; gradients that are not finite move nothing, and `second_step` will skip.
 
         Raises:
-            UserInputError: there is no gradient, the weights were moved already, or interval or second_order were
+            UserInputError: there is no gradient, the weights were moved already, or interval, m or second_order were
                 asked for, which need `step`.
         """
         if self._displacement.active:
             self.check_in_place("stepped")
-        if self.interval > 1 or self.second_order:
-            raise UserInputError("SAM: interval and second_order need step(closure), for two calls cannot follow them")
+        if self.interval > 1 or self.second_order or self.m is not None:
+            raise UserInputError("SAM: interval, m and second_order need step(closure): two calls cannot follow them")
         if next(self.with_gradients(), None) is None:
             raise UserInputError("SAM.first_step comes after backward(), got no parameter with a gradient")
         moved = self._move()

@@ -181,7 +181,7 @@ def test_weights_of_new_units_are_moved_though_they_are_zero(make: Any):
         ({"eta": -1.0}, "SAM: eta must be a number >= 0, got -1.0"),
         ({"adaptive": "some"}, "adaptive must be one of False, True, 'all', got 'some'"),
         ({"by": "layer"}, "by must be one of 'element', 'filter', got 'layer'"),
-        ({"norm": 1}, "norm must be one of 2.0, inf, got 1.0"),
+        ({"norm": 1}, "norm must be 2 or float('inf'\\), got 1"),
         ({"scope": "net"}, "scope must be one of 'all', 'group', got 'net'"),
         ({"interval": 0}, "interval must be a whole number >= 1, got 0"),
         ({"m": 2.0}, "m must be a whole number >= 1, got 2.0"),
@@ -342,7 +342,8 @@ def test_only_the_chosen_parameters_are_moved_and_measured(moved: Any, names: li
     ("moved", "message"),
     [
         ("norm", r"moved must be 'all', 'norms' or patterns of names, got 'norm'"),
-        (["2.*"], r"moved must choose at least one parameter, got \('2.\*',\) for 0.weight, 1.weight"),
+        (["1.*", "2.*"], r"moved must choose parameters .*, got '2.\*', which fits none of 0.weight, 1.weight"),
+        (5, "moved must be 'all', 'norms' or patterns of names, got 5"),
     ],
 )
 def test_a_choice_of_nothing_is_refused(moved: Any, message: str):

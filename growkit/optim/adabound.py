@@ -16,7 +16,7 @@ from torch._compile import _disable_dynamo
 
 from growkit.errors import UserInputError
 from growkit.optim.bounded_step import bounded_step
-from growkit.optim.checks import Range, check_choice, check_ranges, check_state
+from growkit.optim.checks import Range, check_choice, check_ranges, check_state, check_whole
 from growkit.optim.compiled import compiled_kernel
 from growkit.optim.rates import Rates
 
@@ -111,9 +111,11 @@ class AdaBound(torch.optim.Optimizer):
         """Take over what `state_dict` gave.
 
         Raises:
-            UserInputError: it is of other groups or shapes.
+            UserInputError: it is of other groups or shapes, or its settings are out of range.
         """
         check_state(type(self).__name__, self, state_dict)
+        for group in state_dict["param_groups"]:
+            _check(type(self).__name__, group)
         super().load_state_dict(state_dict)
 
     @_disable_dynamo  # inside a compiled function the count of steps would make a new graph at every step
@@ -141,6 +143,7 @@ class AdaBound(torch.optim.Optimizer):
 
     def bounds(self, t: int, group: int = 0) -> tuple[float, float]:
         """The smallest and the largest step size in the t-th step (t >= 1), at the present learning rate."""
+        check_whole(type(self).__name__, "t", t)
         return _bounds(self.param_groups[group], t)
 
     def _with_gradients(self, group: dict[str, Any]) -> list[Tensor]:
@@ -206,6 +209,8 @@ def _check(owner: str, group: dict[str, Any]) -> None:
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise UserInputError(f"{owner}: betas must be two numbers, got {betas!r}")
     check_ranges(owner, {**group, "beta1": betas[0], "beta2": betas[1]}, RANGES)
+    for name in ("amsbound", "root_decay", "maximize", "compile"):
+        check_choice(owner, name, group[name], (False, True))
     check_choice(owner, "paper", group["paper"], (False, True, "slides"))
     check_choice(owner, "decoupled", group["decoupled"], (False, True, "fixed"))
 

@@ -14,7 +14,7 @@ norm of its filter + eta. Biases and shifts of norms keep T = 1, as in the code 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from growkit.optim.blocks import are_even, blocks, scratch
 __all__ = ["Pull", "WalkedPull", "norm_of", "pulls_of", "sensitive_steps"]
 
 SMALL = 16_384  # entries of a tensor
+HALVES = (torch.float16, torch.bfloat16)
 
 
 class Pull(NamedTuple):
@@ -41,9 +42,10 @@ class Pull(NamedTuple):
     direction: list[Tensor]
     measured: list[Tensor]
 
-    def squares(self) -> float:
-        """The sum of squares of what is measured, read by the host."""
-        dtype = _wide(self.measured[0].dtype)
+    def squares(self, dtype: torch.dtype | None = None) -> float:
+        """The sum of squares of what is measured, read by the host; in the type `dtype`, or at least in fp32."""
+        own = self.measured[0].dtype
+        dtype = dtype or (torch.float32 if own in HALVES else own)
         small = [one for one in self.measured if one.numel() <= SMALL]
         found = 0.0
         if small:  # copied into one, for a norm costs more than the copy of a small tensor
@@ -56,7 +58,11 @@ class Pull(NamedTuple):
 
     def move(self, factor: float) -> None:
         """Add the direction times a factor to the parameters."""
-        torch._foreach_add_(self.parameters, self.direction, alpha=factor)
+        if self.parameters[0].dtype in HALVES:  # neither the factor nor its product need fit into one
+            for parameter, direction in zip(self.parameters, self.direction, strict=True):
+                parameter.add_(direction.float() * factor)
+        else:
+            torch._foreach_add_(self.parameters, self.direction, alpha=factor)
 
 
 class WalkedPull(NamedTuple):
@@ -72,12 +78,12 @@ class WalkedPull(NamedTuple):
     gradient: Tensor
     eta: float
 
-    def squares(self) -> float:
-        """The sum of squares of T g."""
+    def squares(self, dtype: torch.dtype | None = None) -> float:
+        """The sum of squares of T g, in the type `dtype`, or in that of the weights."""
         found = 0.0
         for weight, gradient in blocks((self.parameters[0], self.gradient)):
             sizes = self._sizes(weight)
-            found += torch.linalg.vector_norm(sizes.mul_(gradient), dtype=_wide(sizes.dtype)).item() ** 2
+            found += torch.linalg.vector_norm(sizes.mul_(gradient), dtype=dtype).item() ** 2
         return found
 
     def move(self, factor: float) -> None:
@@ -90,7 +96,12 @@ class WalkedPull(NamedTuple):
 
 
 def pulls_of(
-    parameters: list[Tensor], gradients: list[Tensor], *, eta: float | None, infinite: bool, filters: bool
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    *,
+    eta: float | None,
+    infinite: bool,
+    filters: Mapping[Tensor, int],
 ) -> list[Pull | WalkedPull]:
     """The direction of the ascent for parameters with gradients.
 
@@ -99,19 +110,19 @@ def pulls_of(
         gradients: dense ones; they are not changed.
         eta: added to the T of ASAM; None for T = 1.
         infinite: the norm is the largest entry.
-        filters: T of weights with more than two dimensions is the norm of their filter (first dimension).
+        filters: along which dimension filters lie, for the weights whose T is the norm of their filter.
     """
     if infinite:
         signs = list(torch._foreach_sign(gradients))
         if eta is not None:
-            torch._foreach_mul_(signs, _sizes(parameters, eta, filters))
+            signs = [size * sign for size, sign in zip(_sizes(parameters, eta, filters), signs, strict=True)]
         return [Pull(parameters, signs, gradients)]
     if eta is None:
         return [Pull(parameters, gradients, gradients)]
     walked: list[Pull | WalkedPull] = []
     others: tuple[list[Tensor], list[Tensor]] = [], []
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        if not filters and parameter.is_cpu and parameter.numel() > SMALL and are_even((parameter, gradient)):
+        if parameter not in filters and _is_walked(parameter, gradient):
             walked.append(WalkedPull([parameter], gradient, eta))
         else:
             others[0].append(parameter)
@@ -119,36 +130,45 @@ def pulls_of(
     return [*walked, _adaptive_pull(*others, eta, filters)] if others[0] else walked
 
 
-def _adaptive_pull(parameters: list[Tensor], gradients: list[Tensor], eta: float, filters: bool) -> Pull:
+def _is_walked(parameter: Tensor, gradient: Tensor) -> bool:
+    """Whether it is a large one in the memory of a CPU, and no half, whose products would not fit into a block."""
+    return (
+        parameter.is_cpu
+        and parameter.numel() > SMALL
+        and parameter.dtype not in HALVES
+        and are_even((parameter, gradient))
+    )
+
+
+def _adaptive_pull(
+    parameters: list[Tensor], gradients: list[Tensor], eta: float, filters: Mapping[Tensor, int]
+) -> Pull:
     sizes = _sizes(parameters, eta, filters)
-    once = list(torch._foreach_mul(sizes, gradients))
+    once = list(torch._foreach_mul(sizes, [_wide(gradient) for gradient in gradients]))
     torch._foreach_mul_(sizes, once)
     return Pull(parameters, sizes, once)
 
 
-def _sizes(parameters: list[Tensor], eta: float, filters: bool) -> list[Tensor]:
-    """T of each entry."""
+def _sizes(parameters: list[Tensor], eta: float, filters: Mapping[Tensor, int]) -> list[Tensor]:
+    """T of each entry, in fp32 for halves."""
     if not filters:
-        sizes = list(torch._foreach_abs(parameters))
+        sizes = list(torch._foreach_abs([_wide(one.detach()) for one in parameters]))
         torch._foreach_add_(sizes, eta)
         return sizes
-    return [_filter_norms(one) + eta if one.dim() > 2 else one.detach().abs() + eta for one in parameters]
+    return [_size(_wide(one.detach()), eta, filters.get(one)).contiguous() for one in parameters]
 
 
-def _filter_norms(weight: Tensor) -> Tensor:
-    weight = weight.detach()
-    norms = torch.linalg.vector_norm(weight.flatten(1), dim=1, dtype=_wide(weight.dtype)).to(weight.dtype)
-    return norms.view(-1, *[1] * (weight.dim() - 1)).expand_as(weight).clone()
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Halves are squared in fp32: 65504 is soon passed."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+def _wide(tensor: Tensor) -> Tensor:
+    """Halves are multiplied and squared in fp32: 65504 is soon passed."""
+    return tensor.float() if tensor.dtype in HALVES else tensor
 
 
 def norm_of(pulls: Sequence[Pull | WalkedPull]) -> float:
-    """The root of the sum of squares of what is measured, over all of them."""
-    return math.sqrt(sum([pull.squares() for pull in pulls]))
+    """The root of the sum of squares of what is measured, over all of them; not finite only if an entry is not."""
+    squares = sum([pull.squares() for pull in pulls])
+    if not 0.0 < squares < math.inf:  # in fp32 the square of 1e20 is infinite, and that of 1e-23 is 0
+        squares = sum([pull.squares(torch.float64) for pull in pulls])
+    return math.sqrt(squares)
 
 
 def sensitive_steps(
@@ -159,9 +179,9 @@ def sensitive_steps(
     *,
     infinite: bool,
     etas: Sequence[float],
-    filters: Sequence[bool],
+    filters: Mapping[Tensor, int],
 ) -> dict[Tensor, Tensor]:
-    """The steps themselves, as functions of parameters and gradients that autograd can follow.
+    """The steps themselves, as functions of parameters and gradients that autograd can follow; in fp32 for halves.
 
     Args:
         parameters: in their order.
@@ -170,16 +190,17 @@ def sensitive_steps(
         radii: rho of each parameter.
         infinite: the norm is the largest entry.
         etas: what is added to T of each.
-        filters: for which T is the norm of a filter.
+        filters: along which dimension filters lie, for the weights whose T is the norm of their filter.
     """
     sizes = [
-        _size(w, eta, by_filter) if special else torch.ones_like(w)
-        for w, special, eta, by_filter in zip(parameters, normalised, etas, filters, strict=True)
+        _size(_wide(w), eta, filters.get(w)) if special else torch.ones_like(_wide(w))
+        for w, special, eta in zip(parameters, normalised, etas, strict=True)
     ]
+    wide = [_wide(gradient) for gradient in gradients]
     if infinite:
-        moves = [size * gradient.sign() for size, gradient in zip(sizes, gradients, strict=True)]
+        moves = [size * gradient.sign() for size, gradient in zip(sizes, wide, strict=True)]
         return {w: rho * move for w, rho, move in zip(parameters, radii, moves, strict=True)}
-    once = [size * gradient for size, gradient in zip(sizes, gradients, strict=True)]
+    once = [size * gradient for size, gradient in zip(sizes, wide, strict=True)]
     if not once:
         return {}
     length = torch.stack([one.square().sum() for one in once]).sum().sqrt()
@@ -188,8 +209,9 @@ def sensitive_steps(
     return {w: rho * size * one / length for w, rho, size, one in zip(parameters, radii, sizes, once, strict=True)}
 
 
-def _size(weight: Tensor, eta: float, by_filter: bool) -> Tensor:
-    if not by_filter or weight.dim() <= 2:
+def _size(weight: Tensor, eta: float, filter_dim: int | None) -> Tensor:
+    """T of each entry, so that autograd can follow."""
+    if filter_dim is None:
         return weight.abs() + eta
-    norms = torch.linalg.vector_norm(weight.flatten(1), dim=1)
-    return norms.view(-1, *[1] * (weight.dim() - 1)).expand_as(weight) + eta
+    others = [dim for dim in range(weight.dim()) if dim != filter_dim]
+    return torch.linalg.vector_norm(weight, dim=others, keepdim=True).expand_as(weight) + eta

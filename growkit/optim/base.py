@@ -34,13 +34,19 @@ def base_of(
     Raises:
         UserInputError: it is no optimizer, has other parameters, or keeps something under a name of SAM's.
     """
+    if isinstance(params, Tensor):
+        raise UserInputError(f"{owner}: params must be a list of parameters or of groups, got one tensor; put it in []")
+    params = list(params)
     if isinstance(base, type) and issubclass(base, torch.optim.Optimizer):
-        params = list(params)
         made = base(params, **_fused(base, params, settings, model))  # type: ignore[call-arg]
     elif isinstance(base, torch.optim.Optimizer):
         if settings:
             raise UserInputError(f"{owner}: settings of a base that is made already are its own, got {dict(settings)}")
         made = base
+        if any(isinstance(one, dict) and {*one} != {"params"} for one in params):
+            raise UserInputError(
+                f"{owner}: settings of groups belong into the base that is made already, got them beside"
+            )
         if _ids(params) != {id(one) for group in base.param_groups for one in group["params"]}:
             raise UserInputError(f"{owner}: a base optimizer must hold the parameters that SAM is given, got others")
     else:
@@ -51,10 +57,13 @@ def base_of(
         raise UserInputError(
             f"{owner}: parameters must hold numbers, got some on the meta device; use model.to_empty()"
         )
+    if isinstance(made, torch.optim.LBFGS):
+        raise UserInputError(f"{owner}: base must step from gradients alone, got LBFGS, which asks a closure itself")
     taken = sorted({*own} & {*made.defaults})
-    if taken or hasattr(made, "base"):
-        what = "that is not SAM itself" if hasattr(made, "base") else f"that keeps no {', '.join(taken)} of its own"
-        raise UserInputError(f"{owner}: base must be an optimizer {what}, got {type(made).__name__}")
+    if taken:
+        raise UserInputError(
+            f"{owner}: base must be an optimizer that keeps no {', '.join(taken)} of its own, got {type(made).__name__}"
+        )
     return made
 
 

@@ -24,7 +24,8 @@ def scratch(size: int, dtype: torch.dtype) -> Tensor:
     if not hasattr(SCRATCH, "of"):
         SCRATCH.of = {}
     if dtype not in SCRATCH.of:
-        SCRATCH.of[dtype] = torch.empty(BLOCK, dtype=dtype)
+        with torch.inference_mode(False):
+            SCRATCH.of[dtype] = torch.empty(BLOCK, dtype=dtype, device="cpu")
     return SCRATCH.of[dtype][:size]
 
 

@@ -22,6 +22,7 @@ from growkit.optim.rates import Rates
 
 __all__ = ["bounded_step"]
 
+HALVES = (torch.float16, torch.bfloat16)
 SMALL = 65_536  # entries of a tensor that one call for all serves best
 
 Group = tuple[Tensor, ...]
@@ -42,12 +43,22 @@ def bounded_step(groups: Sequence[Group], rates: Rates, compiled: bool = False) 
         size, even = first.numel(), are_even(group)
         if compiled and even and size >= LEAST and rates.step:
             compiled_kernel(first.device, first.dtype, len(group) > 4)(flat(group), rates)
+        elif first.dtype in HALVES:
+            _in_fp32(group, rates)
         elif even and size > SMALL and first.is_cpu:
             _walk(group, rates)
         elif size:
             alike.setdefault((first.device, first.dtype, even and first.is_cpu), []).append(group)
     for (_, _, fused), members in alike.items():
         _together([list(each) for each in zip(*members, strict=True)], rates, fused)
+
+
+def _in_fp32(group: Group, rates: Rates) -> None:
+    """The step of a half, in which eps and the square of a small gradient would be 0."""
+    wide = tuple(one.float() for one in group)
+    bounded_step([wide], rates)
+    for kept, result in zip((group[0], *group[2:]), (wide[0], *wide[2:]), strict=True):
+        kept.copy_(result)
 
 
 def _walk(group: Group, rates: Rates) -> None:
@@ -77,7 +88,7 @@ def _together(lists: list[list[Tensor]], rates: Rates, fused: bool) -> None:
     torch._foreach_addcdiv_(parameters, means, divisors, -rates.scale * rates.step)
 
 
-FIRST = torch.ones(())  # Adam's kernel asks for a step number, which matters only to what it does with lr
+FIRST = torch.ones((), device="cpu")  # Adam's kernel asks for a step number, which matters only to what it does with lr
 
 
 def _moments(lists: list[list[Tensor]], rates: Rates) -> None:

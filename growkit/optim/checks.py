@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from growkit.errors import UserInputError
 
-__all__ = ["Range", "check_choice", "check_ranges", "check_state"]
+__all__ = ["Range", "check_choice", "check_ranges", "check_state", "check_whole"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def check_ranges(owner: str, values: Mapping[str, Any], ranges: Mapping[str, Ran
     for name, wanted in ranges.items():
         value = values[name]
         number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        if isinstance(number, bool) or not isinstance(number, int | float) or number not in wanted:
+        if isinstance(number, bool) or not isinstance(number, Real) or float(number) not in wanted:
             raise UserInputError(f"{owner}: {name} must be a number {wanted}, got {value!r}")
 
 
@@ -60,6 +61,17 @@ def check_choice(owner: str, name: str, value: Any, known: Sequence[Any]) -> Non
         raise UserInputError(f"{owner}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
+def check_whole(owner: str, name: str, value: Any) -> None:
+    """Refuse what is no whole number from 1 on.
+
+    Raises:
+        UserInputError: with the name, the rule and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:  # type: ignore[operator]
+        raise UserInputError(f"{owner}: {name} must be a whole number >= 1, got {value!r}")
+
+
+NOT_SAVED = {"param_names", "initial_lr"}  # that may have come up since
 MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
@@ -85,6 +97,13 @@ def check_state(owner: str, optimizer: torch.optim.Optimizer, state_dict: Mappin
             f"{owner}: a state must have the groups of the optimizer, {[*map(len, ours)]} parameters, "
             f"got {[*map(len, saved)]}"
         )
+    for group, known in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        lacking = sorted({*group} - {*known} - NOT_SAVED)
+        if lacking:
+            raise UserInputError(
+                f"{owner}: a state must have the settings of the optimizer, got none of {', '.join(lacking)}; "
+                f"was it saved by another kind?"
+            )
     for number, (parameter, key) in enumerate(zip(chain(*ours), chain(*saved), strict=True)):
         for name in MOMENTS:
             value = state_dict["state"].get(key, {}).get(name)

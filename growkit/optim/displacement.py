@@ -46,11 +46,11 @@ class Displacement:
 
     def restore(self) -> None:
         """Put the weights back; nothing if they are where they belong."""
-        parameters, self._parameters = self._parameters, None
-        if parameters:
-            torch._foreach_copy_(parameters, self._kept)
-            if not self._on_cpu:
-                self._kinds, self._kept = [], []
+        if self._parameters:
+            torch._foreach_copy_(self._parameters, self._kept)
+        self._parameters = None  # only now: an interrupted copy can be made again
+        if not self._on_cpu:
+            self._kinds, self._kept = [], []
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_parameters": None, "_kinds": [], "_kept": [], "_on_cpu": True}

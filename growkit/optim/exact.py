@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from growkit.errors import UserInputError
 from growkit.optim.two_passes import KeptBuffers, Replay
 
 __all__ = ["exact_gradient"]
@@ -33,6 +34,8 @@ def exact_gradient(
     with torch.enable_grad():
         loss = loss_of()
         gradients = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
+        if any(one is not None and one.layout != torch.strided for one in gradients):
+            raise UserInputError("SAM with second_order needs dense gradients, got a sparse one; use sparse=False")
         pairs = zip(trained, gradients, strict=True)
         steps = steps_of({one: gradient for one, gradient in pairs if gradient is not None})
     if not all(bool(step.isfinite().all()) for step in steps.values()):
@@ -59,4 +62,4 @@ def _chain(trained: Sequence[Tensor], there: Sequence[Tensor | None], steps: Map
     through = torch.autograd.grad([one for one, _ in ends], trained, [end for _, end in ends], allow_unused=True)
     for parameter, direct, chained in zip(trained, there, through, strict=True):
         parts = [part for part in (direct, chained) if part is not None]
-        parameter.grad = torch.stack(parts).sum(0) if len(parts) > 1 else next(iter(parts), None)
+        parameter.grad = parts[0] + parts[1] if len(parts) > 1 else next(iter(parts), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -52,3 +52,9 @@ class AMP(SAM):
             raise UserInputError(f"AMP moves along the gradient itself, so it takes no {', '.join(taken)}")
         super().__init__(params, base, rho=rho, **settings)
         self.neighbourhood.inner_lr = inner_lr
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Refuse settings out of their ranges, before a group is added."""
+        super().check_group(group)
+        if group["adaptive"]:
+            raise UserInputError("AMP moves along the gradient itself, so it takes no adaptive")

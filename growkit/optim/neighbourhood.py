@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from growkit.errors import UserInputError
 from growkit.optim.ascent import Pull, WalkedPull, norm_of, pulls_of, sensitive_steps
+from growkit.optim.checks import Range, check_ranges
 
 __all__ = ["Moved", "Neighbourhood", "Schedule"]
 
 Group = dict[str, Any]
 Schedule = Callable[[int], float] | Literal["lr"] | None
 Moved = Literal["all", "norms"] | Sequence[str]
+Moves = list[tuple[Pull | WalkedPull, float]]
 
 
 @dataclass
@@ -26,6 +28,8 @@ class Neighbourhood:
     """The rule by which weights are moved; what differs from group to group stands in the groups.
 
     Attributes:
+        owner: the optimizer, for messages.
+        norm: 2, or infinity.
         scope: "all" measures one norm over all groups, "group" one for each.
         schedule: of the radius, by steps, or "lr".
         moved: which parameters are moved: "all", those of "norms", or patterns of their names.
@@ -33,40 +37,70 @@ class Neighbourhood:
         inner_lr: the largest factor of a gradient; infinite but for adversarial model perturbation.
     """
 
+    owner: str
+    norm: float
     scope: Literal["all", "group"]
     schedule: Schedule
     moved: Moved
     model: nn.Module | None
     inner_lr: float = math.inf
+    _seen: tuple[int, ...] = ()
     _weights: set[Tensor] = field(default_factory=set)
+    _filters: dict[Tensor, int] = field(default_factory=dict)
     _chosen: set[Tensor] | None = None
 
-    def look_at_the_model(self) -> None:
-        """Find out which parameters are weights, and which are moved.
+    def look_at(self, groups: Sequence[Group]) -> None:
+        """Find out which parameters are weights, filters, and moved; anew if the groups hold others than before.
 
         Raises:
-            UserInputError: some are chosen without a model to choose from, or none is.
+            UserInputError: the choice of parameters, or ASAM's of weights, is of none.
         """
-        self._weights = _called_weights(self.model)
-        self._chosen = None if self.moved == "all" else _chosen(self.moved, self.model)
+        if self.moved == "all" and not any(group["adaptive"] for group in groups):
+            return
+        held = [one for group in groups for one in group["params"]]
+        seen = tuple(map(id, held))
+        if seen == self._seen:
+            return
+        self._weights, self._filters = _called_weights(self.model, held), _filters_of(self.model, held)
+        self._chosen = None if self.moved == "all" else _chosen(self.owner, self.moved, self.model, held)
+        self._check_weights(groups)
+        self._seen = seen
 
-    def moves(self, groups: Sequence[Group], steps: int) -> list[tuple[Pull | WalkedPull, float]] | None:
-        """What is added to which weights, as directions with factors; None where a gradient is not finite."""
-        moves: list[tuple[Pull | WalkedPull, float]] = []
+    def _check_weights(self, groups: Sequence[Group]) -> None:
+        named = [one for group in groups if group["adaptive"] is True for one in group["params"]]
+        if named and not self._weights & {*named}:
+            raise UserInputError(
+                f"{self.owner}: adaptive=True normalises the parameters of the model with 'weight' in their name, got "
+                f"none among {len(named)}; use adaptive='all'"
+            )
+        if any(one.is_complex() for group in groups if group["adaptive"] for one in group["params"]):
+            raise UserInputError(f"{self.owner}: adaptive needs real parameters, got a complex one")
+
+    def moves(self, groups: Sequence[Group], steps: int, scale: float = 1.0) -> Moves | None:
+        """What is added to which weights, as directions with factors; None where a gradient is not finite.
+
+        Args:
+            groups: of the optimizer.
+            steps: that were done.
+            scale: by which gradients are too large.
+        """
+        self.look_at(groups)
+        moves: Moves = []
         for together in self._scopes(groups):
             pulls = [(pull, self._radius(group, steps)) for group in together for pull in self._pulls(group)]
             length = norm_of([pull for pull, _ in pulls])
             if not math.isfinite(length):
                 return None
-            if together and together[0]["norm"] == math.inf:
+            if self.norm == math.inf:
                 length = 1.0
-            moves += [(pull, min(self.inner_lr, radius / length) if length else 0.0) for pull, radius in pulls]
+            moves += [(pull, min(self.inner_lr / scale, radius / length) if length else 0.0) for pull, radius in pulls]
         return moves
 
     def sensitive_steps(
         self, groups: Sequence[Group], steps: int, gradients: Mapping[Tensor, Tensor]
     ) -> dict[Tensor, Tensor]:
         """The moves themselves, as functions of the weights that autograd can follow."""
+        self.look_at(groups)
         found: dict[Tensor, Tensor] = {}
         for together in self._scopes(groups):
             places = [(one, group) for group in together for one in self._moved_in(group) if one in gradients]
@@ -75,9 +109,9 @@ class Neighbourhood:
                 [gradients[one] for one, _ in places],
                 [self._is_normalised(one, group) for one, group in places],
                 [self._radius(group, steps) for _, group in places],
-                infinite=together[0]["norm"] == math.inf,
+                infinite=self.norm == math.inf,
                 etas=[group["eta"] for _, group in places],
-                filters=[group["by"] == "filter" for _, group in places],
+                filters={one: self._filters[one] for one, group in places if self._has_filters(one, group)},
             )
         return found
 
@@ -89,13 +123,14 @@ class Neighbourhood:
         adaptive, alike = group["adaptive"], {}
         for parameter in self._moved_in(group):
             gradient = parameter.grad
-            if gradient is None:
+            if gradient is None or not parameter.requires_grad:
                 continue
             kind = parameter.device, parameter.dtype, adaptive and self._is_normalised(parameter, group)
             if kind not in alike:
                 alike[kind] = [], []
             alike[kind][0].append(parameter)
             alike[kind][1].append(gradient if gradient.layout == torch.strided else gradient.to_dense())
+        filters = self._filters if adaptive and group["by"] == "filter" else {}
         return [
             pull
             for (_, _, normalised), (parameters, gradients) in alike.items()
@@ -103,8 +138,8 @@ class Neighbourhood:
                 parameters,
                 gradients,
                 eta=group["eta"] if normalised else None,
-                infinite=group["norm"] == math.inf,
-                filters=group["by"] == "filter",
+                infinite=self.norm == math.inf,
+                filters=filters,
             )
         ]
 
@@ -116,37 +151,63 @@ class Neighbourhood:
 
     def _is_normalised(self, parameter: Tensor, group: Group) -> bool:
         """Whether a parameter has the T of ASAM: by the released rule those that are called a weight."""
-        if group["adaptive"] in (False, "all"):
-            return bool(group["adaptive"])
-        return parameter in self._weights if self.model is not None else parameter.dim() > 1
+        return bool(group["adaptive"]) and (group["adaptive"] == "all" or parameter in self._weights)
+
+    def _has_filters(self, parameter: Tensor, group: Group) -> bool:
+        return bool(group["adaptive"]) and group["by"] == "filter" and parameter in self._filters
 
     def _radius(self, group: Group, steps: int) -> float:
         if self.schedule is None:
             return group["rho"]
         if self.schedule == "lr":
             base_lr = group["base_lr"]
-            return group["rho"] * (float(group["lr"]) / base_lr if base_lr else float(group["lr"] > 0))
-        return group["rho"] * self.schedule(steps)  # type: ignore[operator]
+            factor = float(group["lr"]) / base_lr if base_lr else float(group["lr"] > 0)
+        else:
+            factor = self.schedule(steps)  # type: ignore[operator]
+            check_ranges(self.owner, {"the schedule's factor": factor}, {"the schedule's factor": Range(0.0)})
+        return group["rho"] * factor
 
 
-def _called_weights(model: nn.Module | None) -> set[Tensor]:
-    """The parameters with "weight" in their name, as the released code of ASAM tells weights from the rest."""
-    return set() if model is None else {one for name, one in model.named_parameters() if "weight" in name}
+def _called_weights(model: nn.Module | None, held: Sequence[Tensor]) -> set[Tensor]:
+    """The parameters with "weight" in their name, as the released code of ASAM tells weights from the rest.
 
-
-def _chosen(moved: Literal["norms"] | Sequence[str], model: nn.Module | None) -> set[Tensor]:
+    Without a model, those of more than one dimension.
+    """
     if model is None:
-        raise UserInputError(f"SAM: moved={moved!r} chooses parameters of a model, so it needs model=")
+        return {one for one in held if one.dim() > 1}
+    return {one for name, one in model.named_parameters() if "weight" in name}
+
+
+FIRST_CONV, TRANSPOSED = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _filters_of(model: nn.Module | None, held: Sequence[Tensor]) -> dict[Tensor, int]:
+    """Along which dimension the filters of a convolution lie; without a model, of what has as many dimensions."""
+    if model is None:
+        return {one: 0 for one in held if one.dim() > 2}
+    places = [(module, 0) for module in model.modules() if isinstance(module, FIRST_CONV)]
+    places += [(module, 1) for module in model.modules() if isinstance(module, TRANSPOSED) and module.groups == 1]
+    return {one: dim for module, dim in places for name, one in module.named_parameters() if name == "weight"}
+
+
+def _chosen(owner: str, moved: Moved, model: nn.Module | None, held: Sequence[Tensor]) -> set[Tensor]:
+    if model is None:
+        raise UserInputError(f"{owner}: moved={moved!r} chooses parameters of a model, so it needs model=")
+    trained = {*held}
     if moved == "norms":
-        found: set[Tensor] = set(_of_norms(model))
+        found = {"norms": set[Tensor](_of_norms(model)) & trained}
     else:
         named = list(model.named_parameters())
-        found = {one for name, one in named if any(fnmatchcase(name, pattern) for pattern in moved)}
-    if not found:
-        names = [name for name, _ in model.named_parameters()]
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise UserInputError(f"SAM: moved must choose at least one parameter, got {moved!r} for {shown}")
-    return found
+        found = {each: {one for name, one in named if fnmatchcase(name, each)} & trained for each in moved}
+    for pattern, parameters in found.items():
+        if not parameters:
+            names = [name for name, one in model.named_parameters() if one in trained]
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise UserInputError(
+                f"{owner}: moved must choose parameters that the optimizer holds, got {pattern!r}, which fits none of "
+                f"{shown or 'none, for the model has other ones'}"
+            )
+    return set().union(*found.values())
 
 
 def _of_norms(model: nn.Module) -> Iterator[Tensor]:

@@ -14,13 +14,15 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from growkit.errors import UserInputError
-from growkit.optim.checks import Range, check_choice, check_ranges
+from growkit.optim.checks import Range, check_choice, check_ranges, check_whole
 from growkit.optim.displacement import Displacement
 from growkit.optim.exact import exact_gradient
-from growkit.optim.neighbourhood import Moved, Neighbourhood, Schedule
+from growkit.optim.final_step import Scaler, final_step
+from growkit.optim.neighbourhood import Moved, Moves, Neighbourhood, Schedule
 from growkit.optim.two_passes import KeptBuffers, Replay
 from growkit.optim.wrapping import Wrapping
 
@@ -85,6 +87,8 @@ class SAM(Wrapping):
         UserInputError: a value is out of its range, or the base holds other parameters.
     """
 
+    _step_supports_amp_scaling = True  # makes a scaler whose own step is called say so here, where it is refused
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -107,26 +111,34 @@ class SAM(Wrapping):
         **base_settings: Any,
     ):
         name = type(self).__name__
-        check_choice(name, "norm", float(norm), (2.0, math.inf))
+        if isinstance(norm, bool) or norm not in (2, math.inf):
+            raise UserInputError(f"{name}: norm must be 2 or float('inf'), got {norm!r}")
         check_choice(name, "scope", scope, ("all", "group"))
-        for setting, number in (("interval", interval), ("m", 1 if m is None else m)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise UserInputError(f"{name}: {setting} must be a whole number >= 1, got {number!r}")
+        for setting, flag in (("second_order", second_order), ("sync", sync)):
+            check_choice(name, setting, flag, (False, True))
+        check_whole(name, "interval", interval)
+        check_whole(name, "m", 1 if m is None else m)
         if clip is not None:
             check_ranges(name, {"clip": clip}, {"clip": Range(0.0, open_below=True)})
         if not (schedule in (None, "lr") or callable(schedule)):
             raise UserInputError(f"{name}: schedule must be None, 'lr' or a function of the steps, got {schedule!r}")
-        own = {"rho": rho, "adaptive": adaptive, "eta": eta, "by": by, "norm": float(norm)}
+        if second_order and hasattr(model, "no_sync"):
+            raise UserInputError(
+                f"{name}: second_order must see the module itself, got {type(model).__name__}, whose processes would "
+                f"drift apart, for its gradients come without a backward pass"
+            )
+        own = {"rho": rho, "adaptive": adaptive, "eta": eta, "by": by}
         self.check_group(own)
         if model is None:
             warnings.warn(NO_MODEL, stacklevel=2)
         self.interval, self.m, self.clip = interval, m, clip
         self.second_order, self.sync = second_order, sync
-        self.neighbourhood = Neighbourhood(scope, schedule, _patterns(name, moved), model)
+        self.neighbourhood = Neighbourhood(name, float(norm), scope, schedule, _patterns(name, moved), model)
         self._displacement = Displacement()
         self._lost = False  # the first gradient of a step in two calls was not finite
         self._between: KeptBuffers | None = None
         super().__init__(params, base, own, model, base_settings)
+        self.neighbourhood.look_at(self.param_groups)
 
     @property
     def displaced(self) -> bool:
@@ -139,11 +151,9 @@ class SAM(Wrapping):
         check_ranges(name, group, RANGES)
         check_choice(name, "adaptive", group["adaptive"], (False, True, "all"))
         check_choice(name, "by", group["by"], ("element", "filter"))
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base; what it does not set is as in the constructor."""
-        super().add_param_group(param_group)
-        self.neighbourhood.look_at_the_model()
+        whole = [setting for setting in WHOLE if setting in group]
+        if whole:
+            raise UserInputError(f"{name}: {', '.join(whole)} must be the same for all groups, got it in one of them")
 
     # --- the step
 
@@ -151,7 +161,7 @@ class SAM(Wrapping):
         self,
         closure: Callable[..., Any] | None = None,
         *,
-        scaler: torch.amp.GradScaler | None = None,
+        scaler: Scaler = None,
         samples: int | None = None,
     ) -> Any:
         """One step in two passes.
@@ -170,35 +180,38 @@ class SAM(Wrapping):
             UserInputError: there is no closure, it computes no gradients, or the weights are between two passes.
         """
         self.check_in_place("stepped")
-        if closure is None:
+        if not callable(closure):
             raise UserInputError(
                 "SAM.step needs a closure that computes the loss and its gradients, for it is called twice; or call "
-                "first_step() after the first backward and second_step() after the second"
+                f"first_step() after the first backward and second_step() after the second; got {closure!r}"
             )
+        scaler = self._checked(scaler)
         if self.second_order and scaler is not None:
             raise UserInputError("SAM.step takes no scaler with second_order, whose closure makes no backward pass")
         if (samples is None) != (self.m is None):
             raise UserInputError(f"SAM.step takes samples where SAM has m, got samples={samples} with m={self.m}")
+        if samples is not None:
+            check_whole("SAM.step", "samples", samples)
         if self.steps % self.interval:
             loss, finite = self._plainly(closure if samples is None else lambda: closure(slice(0, samples))), True
         elif samples is not None and self.m is not None:
-            loss, finite = self._in_chunks(closure, samples, self.m)
+            loss, finite = self._in_chunks(closure, samples, self.m, scaler)
         else:
-            loss, finite = self._looked_around(closure)
+            loss, finite = self._looked_around(closure, scaler)
         self._finish(scaler, finite)
         return loss
 
-    def _looked_around(self, closure: Callable[[], Any]) -> tuple[Any, bool]:
+    def _looked_around(self, closure: Callable[[], Any], scaler: Scaler) -> tuple[Any, bool]:
         """The gradient of SAM in the place of the gradients; the loss, and whether all was finite."""
-        return self._exactly(closure) if self.second_order else self._two_passes(closure)
+        return self._exactly(closure) if self.second_order else self._two_passes(closure, scaler)
 
-    def _two_passes(self, closure: Callable[[], Any]) -> tuple[Any, bool]:
+    def _two_passes(self, closure: Callable[[], Any], scaler: Scaler) -> tuple[Any, bool]:
         """Without the derivative of the move, as in the paper."""
         replay = Replay()
         with torch.enable_grad(), self._first_gradient_alone():
             loss = self._pass(closure)
         try:
-            if not self._move():
+            if not self._move(scaler):
                 return loss, False
             with replay.again(), torch.enable_grad():
                 self._pass(closure)
@@ -224,15 +237,16 @@ class SAM(Wrapping):
             raise UserInputError("SAM.step with second_order needs a closure that returns the loss, without backward()")
         return loss
 
-    def _in_chunks(self, closure: Callable[[slice], Any], samples: int, chunk: int) -> tuple[Any, bool]:
+    def _in_chunks(self, closure: Callable[[slice], Any], samples: int, chunk: int, scaler: Scaler) -> tuple[Any, bool]:
         sums: dict[Tensor, Tensor] = {}
         mean, finite = None, True
         for start in range(0, samples, chunk):
             part = slice(start, min(start + chunk, samples))
             share = (part.stop - part.start) / samples
-            loss, fine = self._looked_around(lambda part=part: closure(part))
+            loss, fine = self._looked_around(lambda part=part: closure(part), scaler)
             finite = finite and fine
-            mean = share * loss.detach() if mean is None else mean + share * loss.detach()
+            loss = share * (loss.detach() if isinstance(loss, Tensor) else loss)
+            mean = loss if mean is None else mean + loss
             for parameter in self.with_gradients():
                 gradient = parameter.grad * share
                 sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
@@ -257,10 +271,14 @@ class SAM(Wrapping):
             raise UserInputError("SAM.step: the closure must call backward() on the loss; no parameter has a gradient")
         return loss
 
-    def first_step(self, *, zero_grad: bool = True) -> bool:
+    def first_step(self, *, scaler: Scaler = None, zero_grad: bool = True) -> bool:
         """Move the weights along the gradients, after a first backward; call `second_step` after a second.
 
         Random numbers are yours to repeat here: dropout draws other masks in the second pass.
+
+        Args:
+            scaler: that scaled the loss.
+            zero_grad: forget the gradients then.
 
         Returns:
             Whether the weights were moved; gradients that are not finite move nothing, and `second_step` will skip.
@@ -275,25 +293,25 @@ class SAM(Wrapping):
             raise UserInputError("SAM: interval, m and second_order need step(closure): two calls cannot follow them")
         if next(self.with_gradients(), None) is None:
             raise UserInputError("SAM.first_step comes after backward(), got no parameter with a gradient")
-        moved = self._move()
+        moved = self._move(self._checked(scaler))
         self._lost = not moved
+        torch.clear_autocast_cache()  # of the weights as they were, under an autocast around both passes
         if zero_grad:
             self.zero_grad()
         return moved
 
-    def second_step(self, *, scaler: torch.amp.GradScaler | None = None, zero_grad: bool = True) -> None:
+    def second_step(self, *, scaler: Scaler = None, zero_grad: bool = True) -> None:
         """Put the weights back and let the base step, after the second backward.
 
         Raises:
-            UserInputError: `first_step` was not called.
+            UserInputError: `first_step` was not called, or there is no gradient; the weights are put back.
         """
-        if not self.displaced and not self._lost:
-            raise UserInputError("SAM.second_step comes after first_step and a second backward()")
-        self.restore()
         lost, self._lost = self._lost, False
-        if lost and scaler is not None:  # it knows only these gradients, and must hear of the others
-            next(self.with_gradients()).grad.fill_(math.inf)
-        self._finish(scaler, not lost)
+        known = self.displaced or lost
+        self.restore()
+        if not known or next(self.with_gradients(), None) is None:
+            raise UserInputError("SAM.second_step comes after first_step and a second backward()")
+        self._finish(self._checked(scaler), not lost)
         self._opt_called = True  # what a scheduler asks for, which knows only step()
         if zero_grad:
             self.zero_grad()
@@ -306,45 +324,56 @@ class SAM(Wrapping):
             if buffers is not None:
                 buffers.restore()
 
-    def _finish(self, scaler: torch.amp.GradScaler | None, finite: bool) -> None:
+    def _checked(self, scaler: Scaler) -> Scaler:
+        """The scaler, or None for one that is switched off.
+
+        Raises:
+            UserInputError: it was used in a way that cannot work.
+        """
+        if getattr(self, "grad_scale", None) is not None:
+            raise UserInputError(
+                "SAM steps through a scaler itself: call step(closure, scaler=scaler), not scaler.step"
+            )
+        if scaler is None or not scaler.is_enabled():
+            return None
+        if id(self) in getattr(scaler, "_per_optimizer_states", ()):
+            raise UserInputError("SAM's gradients are those of its base: call scaler.unscale_(optimizer.base)")
+        return scaler
+
+    def _finish(self, scaler: Scaler, finite: bool) -> None:
         self.steps += 1
-        if scaler is not None:  # it finds what is not finite, steps or not, and remembers it for its update
-            self._clip(scaler)
-            self._step_scaled(scaler)
-            return
-        if finite:
-            self._clip(None)
-            self.base.step()
+        if finite or scaler is not None:
+            if not finite:  # the scaler knows only these gradients, and must hear of the others
+                next(self.with_gradients()).grad.fill_(math.inf)
+            final_step(self.base, list(self.with_gradients()), self.clip, scaler)
             return
         if not self.skipped:
             warnings.warn(f"SAM skipped step {self.steps}: the gradient of its first pass is not finite", stacklevel=4)
         self.skipped += 1
 
-    def _step_scaled(self, scaler: torch.amp.GradScaler) -> None:
-        """A fused step that finds an overflow leaves momenta that it never wrote to, if they are new: they go again."""
-        known = set(self.base.state)
-        scaler.step(self.base)
-        new = [parameter for parameter in self.with_gradients() if parameter not in known]
-        if new and not all(bool(_dense(parameter.grad).isfinite().all()) for parameter in self.with_gradients()):
-            for parameter in new:
-                self.base.state.pop(parameter, None)
-
-    def _clip(self, scaler: torch.amp.GradScaler | None) -> None:
-        if self.clip is None:
-            return
-        if scaler is not None:
-            scaler.unscale_(self.base)
-        torch.nn.utils.clip_grad_norm_(list(self.with_gradients()), self.clip)
-
-    def _move(self) -> bool:
+    def _move(self, scaler: Scaler) -> bool:
         """Move the weights to where the loss is largest, to first order; False where a gradient is not finite."""
+        scale = 1.0 if scaler is None else scaler.get_scale()
         with torch.no_grad():
-            moves = self.neighbourhood.moves(self.param_groups, self.steps)
+            moves = self._agreed(self.neighbourhood.moves(self.param_groups, self.steps, scale))
             if moves is None:
                 return False
             self._between = KeptBuffers(self.model)
-            self._displacement.move(moves)
+            try:
+                self._displacement.move(moves)
+            except BaseException:  # also an interrupt
+                self.restore()
+                raise
         return True
+
+    def _agreed(self, moves: Moves | None) -> Moves | None:
+        """None for all processes where it is for one, which else would wait for each other in the second pass."""
+        if self.sync or not hasattr(self.model, "no_sync") or not dist.is_initialized():
+            return moves
+        first = next(self.with_gradients())
+        fine = torch.tensor(float(moves is not None), device=first.device)
+        dist.all_reduce(fine, dist.ReduceOp.MIN, group=getattr(self.model, "process_group", None))
+        return moves if fine.item() else None
 
     def _first_gradient_alone(self) -> AbstractContextManager[Any]:
         no_sync = getattr(self.model, "no_sync", None)
@@ -352,15 +381,13 @@ class SAM(Wrapping):
 
 
 RANGES = {"rho": Range(0.0), "eta": Range(0.0)}
+WHOLE = ("norm", "scope", "schedule", "interval", "m", "clip", "second_order", "sync", "moved", "model", "inner_lr")
 
 
 def _patterns(owner: str, moved: Any) -> Moved:
-    if moved in ("all", "norms"):
-        return moved
-    if isinstance(moved, str) or not all(isinstance(one, str) for one in moved):
+    if isinstance(moved, str) and moved in ("all", "norms"):
+        return moved  # type: ignore[return-value]
+    moved = list(moved) if isinstance(moved, Iterable) and not isinstance(moved, str) else moved
+    if not isinstance(moved, list) or not moved or not all(isinstance(one, str) for one in moved):
         raise UserInputError(f"{owner}: moved must be 'all', 'norms' or patterns of names, got {moved!r}")
     return tuple(moved)
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient if gradient.layout == torch.strided else gradient.to_dense()

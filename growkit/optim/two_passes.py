@@ -10,6 +10,7 @@ from __future__ import annotations
 # pyright: reportPrivateImportUsage=false
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +41,9 @@ class KeptBuffers:
     """All buffers of a model, as they are now: values, and which tensors they are."""
 
     def __init__(self, model: nn.Module | None) -> None:
-        self._held: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+        self._held: list[tuple[dict[str, Any], str, Any]] = []
         for owner in _owners(model):
-            self._held += [(owner, name, buffer) for name, buffer in owner.items() if buffer is not None]
+            self._held += [(owner, name, buffer) for name, buffer in owner.items() if _may_change(buffer)]
         self._values = [buffer.clone() for _, _, buffer in self._held]
 
     def restore(self) -> None:
@@ -50,7 +51,15 @@ class KeptBuffers:
         for owner, name, buffer in self._held:
             owner[name] = buffer
         if self._held:
-            torch._foreach_copy_([buffer for _, _, buffer in self._held], self._values)
+            # by .data: the first pass's graph may still be needed, and knows from a count who wrote to a buffer
+            torch._foreach_copy_([buffer.data for _, _, buffer in self._held], self._values)
+
+
+def _may_change(buffer: Tensor | None) -> bool:
+    """Whether torch would let a forward write to it: not where entries share memory, or what inference made."""
+    if buffer is None or buffer.is_inference():
+        return False
+    return all(stride or extent <= 1 for stride, extent in zip(buffer.stride(), buffer.shape, strict=True))
 
 
 def _owners(model: nn.Module | None) -> Iterator[dict[str, Tensor | None]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,10 +36,20 @@ class Wrapping(torch.optim.Optimizer):
         model: nn.Module | None,
         settings: Mapping[str, Any],
     ):
+        name = type(self).__name__
+        if isinstance(base, Wrapping) or (isinstance(base, type) and issubclass(base, Wrapping)):
+            kind = base if isinstance(base, type) else type(base)
+            raise UserInputError(f"{name}: base must be an optimizer that is not SAM itself, got {kind.__name__}")
+        if not (model is None or isinstance(model, nn.Module)):
+            raise UserInputError(f"{name}: model must be the module that is trained, got {model!r}")
         self.model = model
         self.steps = self.skipped = 0
         self._own = dict(own)
-        self.base = base_of(type(self).__name__, base, params, settings, self._names_in_groups(), model)
+        self.base = base_of(name, base, params, settings, (*own, "base_lr"), model)
+        if getattr(self.base, "_wrapped", False):  # by another, whose settings stand in the groups
+            for group in self.base.param_groups:
+                group.update(own)
+        self.base._wrapped = True  # type: ignore[attr-defined]
         super().__init__(self.base.param_groups, {**self.base.defaults, **own})
 
     @property
@@ -108,8 +118,13 @@ class Wrapping(torch.optim.Optimizer):
         if "sam" not in state_dict:
             raise UserInputError(f"{name}: a state must come from SAM.state_dict(); load a base's own into .base")
         check_state(name, self.base, state_dict)
+        counts = state_dict["sam"]
+        if not isinstance(counts, Mapping) or not {"steps", "skipped"} <= {*counts}:
+            raise UserInputError(f"{name}: a state must have its counts, steps and skipped, got {counts!r}")
+        for group in state_dict["param_groups"]:
+            self.check_group(group)
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "sam"})
-        self.steps, self.skipped = state_dict["sam"]["steps"], state_dict["sam"]["skipped"]
+        self.steps, self.skipped = counts["steps"], counts["skipped"]
 
     def check_in_place(self, what: str) -> None:
         """Refuse what must not happen while weights are moved."""
@@ -119,9 +134,6 @@ class Wrapping(torch.optim.Optimizer):
     def with_gradients(self) -> Iterator[Any]:
         """The parameters that have one."""
         return (one for group in self.base.param_groups for one in group["params"] if one.grad is not None)
-
-    def _names_in_groups(self) -> Collection[str]:
-        return (*self._own, "base_lr")
 
     def __getstate__(self) -> dict[str, Any]:
         self.check_in_place("copied")

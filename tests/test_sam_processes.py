@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from growkit.errors import UserInputError
 from growkit.optim import SAM
 
 STEPS, SETTINGS = 3, {"rho": 0.3, "lr": 0.1, "momentum": 0.9}
@@ -24,6 +28,24 @@ def net() -> nn.Module:
 
 def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(8, 4, generator=torch.Generator().manual_seed(1)).double(), torch.arange(8) % 2
+
+
+def skip_one(rank: int, sync: bool, model: nn.Module, optimizer: SAM, closure: Any, folder: str) -> None:
+    """A step whose first gradient is not finite, in one process alone unless both share it."""
+    before, calls = [one.detach().clone() for one in model.parameters()], []
+
+    def spoilt() -> Tensor:
+        loss = closure()
+        calls.append(None)
+        if len(calls) == 1 and (rank == 1 or sync):
+            next(model.parameters()).grad.fill_(math.inf)
+        return loss
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step(spoilt)
+    kept = all(map(torch.equal, before, model.parameters()))
+    Path(folder, f"{sync}.{rank}").write_text(f"skipped {optimizer.skipped}, kept {kept}")
 
 
 def half(rank: int, folder: str) -> None:
@@ -44,6 +66,7 @@ def half(rank: int, folder: str) -> None:
             optimizer.step(closure)
         if rank == 0:
             torch.save([one.detach() for one in model.module.parameters()], f"{folder}/{sync}.pt")
+        skip_one(rank, sync, model, optimizer, closure, folder)
     dist.destroy_process_group()
 
 
@@ -52,6 +75,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     mp.spawn(half, (str(folder),), nprocs=2)
     return folder
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_gradient_that_is_not_finite_in_one_process_skips_the_step_in_all(trained: Path, sync: bool) -> None:
+    assert [(trained / f"{sync}.{rank}").read_text() for rank in (0, 1)] == ["skipped 1, kept True"] * 2
+
+
+class Wrapped(nn.Linear):
+    """As what distributes a module."""
+
+    def no_sync(self) -> None: ...
+
+
+def test_second_order_refuses_what_averages_gradients_in_a_backward() -> None:
+    model = Wrapped(2, 2)
+    with pytest.raises(UserInputError, match="second_order must see the module itself, got Wrapped"):
+        SAM(model.parameters(), torch.optim.SGD, model=model, second_order=True, lr=0.1)
 
 
 @pytest.mark.parametrize(("sync", "m"), [(True, 8), (False, 4)], ids=["together", "each its own"])

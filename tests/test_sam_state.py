@@ -67,11 +67,17 @@ def test_the_radius_follows_a_schedule():
 
 
 def test_between_intervals_steps_are_plain():
-    model, calls = net(), []
-    optimizer = sam(model, interval=3)
-    model.register_forward_hook(lambda *_: calls.append(None))
-    train(optimizer, model, 6)
-    assert len(calls) == 2 * 2 + 4
+    model, twin = net(), net()
+    optimizer, plain = sam(model, interval=3), torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
+    train(optimizer, model, 1)
+    twin.load_state_dict(model.state_dict())
+    plain.load_state_dict({**plain.state_dict(), "state": copy.deepcopy(optimizer.base.state_dict())["state"]})
+    for t, alike in ((1, True), (2, True), (3, False)):
+        train(optimizer, model, 1, first=t)
+        torch.manual_seed(t)
+        plain.zero_grad()
+        plain.step(closure_of(twin, *batch(t)))
+        assert all(map(torch.allclose, model.parameters(), twin.parameters())) == alike
 
 
 @not_naive(sam, naive_sam, AssertionError, UserWarning)

@@ -87,6 +87,8 @@ class SAM(Wrapping):
         UserInputError: a value is out of its range, or the base holds other parameters.
     """
 
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
     _step_supports_amp_scaling = True  # makes a scaler whose own step is called say so here, where it is refused
 
     def __init__(
@@ -331,9 +333,8 @@ class SAM(Wrapping):
             UserInputError: it was used in a way that cannot work.
         """
         if getattr(self, "grad_scale", None) is not None:
-            raise UserInputError(
-                "SAM steps through a scaler itself: call step(closure, scaler=scaler), not scaler.step"
-            )
+            del self.grad_scale, self.found_inf  # which its step would have taken away
+            raise UserInputError("SAM steps through a scaler itself: call step(closure, scaler=scaler)")
         if scaler is None or not scaler.is_enabled():
             return None
         if id(self) in getattr(scaler, "_per_optimizer_states", ()):

@@ -216,3 +216,8 @@ def test_settings_of_sam_are_its_arguments():
 @pytest.mark.parametrize(("schedule", "halfway"), [(Linear(10, 0.2), 0.6), (Cosine(10, 0.2), 0.6)])
 def test_radii_fall_from_one_to_their_end(schedule, halfway):
     assert [schedule(0), schedule(5), schedule(10), schedule(99)] == pytest.approx([1.0, halfway, 0.2, 0.2])
+
+
+def test_settings_that_do_not_fit_the_model_name_their_place():
+    with pytest.raises(UserInputError, match=r"train.optimizer: SAM: moved must choose .*, got '9.\*'"):
+        made(SAMSettings(moved=["9.*"]), model())

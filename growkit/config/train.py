@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from growkit.config.base import BY_NAME, Settings, named
 
@@ -143,7 +144,7 @@ class SAMSettings(Settings):
 
     name: Literal["sam"] = "sam"
     rho: NonNegative = 0.05
-    norm: Literal[2, "inf"] = 2
+    norm: Annotated[Literal[2, "inf"], BeforeValidator(lambda one: "inf" if one == math.inf else one)] = 2
     scope: Literal["all", "group"] = "all"
     schedule: AnyRadius = ConstantRadius()
     interval: Annotated[int, Field(ge=1)] = 1

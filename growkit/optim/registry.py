@@ -21,7 +21,7 @@ from growkit.config.train import (
     SAMSettings,
     SGDSettings,
 )
-from growkit.errors import ModelError
+from growkit.errors import ModelError, UserInputError
 from growkit.optim.adabound import AdaBound, AMSBound
 from growkit.optim.kin import ASAM
 from growkit.optim.radius import Cosine, Linear
@@ -56,6 +56,15 @@ def build_optimizer(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
         raise ModelError("a model must have parameters to train, got none with requires_grad=True; unfreeze some")
+    try:
+        return _built(settings, trained, model, total_steps)
+    except UserInputError as error:
+        raise UserInputError(f"train.optimizer: {error}") from error
+
+
+def _built(
+    settings: AnyOptimizer, trained: list[nn.Parameter], model: nn.Module | None, total_steps: int
+) -> torch.optim.Optimizer:
     if not isinstance(settings, SAMSettings):
         return _plain(settings, trained)
     kind = ASAM if isinstance(settings, ASAMSettings) else SAM

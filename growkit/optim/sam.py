@@ -51,7 +51,10 @@ class SAM(Wrapping):
     paper, unless `sync`. Without `model` these three protections are lost, which one warning says.
 
     A first gradient that is not finite skips the step, as a gradient scaler would: weights and the base's state stay,
-    `skipped` counts it, and a warning says so once. An exception in the second pass leaves the weights as they were.
+    `skipped` counts it, and a warning says so once. The second gradient is the base's affair, as in any training; only
+    a scaler looks at it. An exception in the second pass leaves the weights as they were.
+
+    The host reads the norm once a step. Gradients of parameters that SAM does not hold add up over both passes.
 
     Args:
         params: parameters, (name, parameter) pairs, or groups with settings of their own (`rho`, `adaptive`, `eta`,

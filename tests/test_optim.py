@@ -23,7 +23,7 @@ from growkit.config.train import (
     SAMSettings,
     SGDSettings,
 )
-from growkit.errors import ModelError
+from growkit.errors import ModelError, UserInputError
 from growkit.optim import ASAM, Cosine, Linear, build_optimizer, passes_per_step
 
 

@@ -372,7 +372,7 @@ class SAM(Wrapping):
 
     def _agreed(self, moves: Moves | None) -> Moves | None:
         """None for all processes where it is for one, which else would wait for each other in the second pass."""
-        if self.sync or not hasattr(self.model, "no_sync") or not dist.is_initialized():
+        if self.sync or not (dist.is_available() and dist.is_initialized()) or not hasattr(self.model, "no_sync"):
             return moves
         first = next(self.with_gradients())
         fine = torch.tensor(float(moves is not None), device=first.device)

@@ -56,8 +56,9 @@ class AdaBound(torch.optim.Optimizer):
         decoupled: True takes lr * weight_decay * w from the weights (as AdamW), "fixed" takes weight_decay * w (as the
             released AdaBoundW).
         maximize: climb.
-        compile: one kernel for each large parameter, made by torch.compile when a group is added, which takes seconds
-            and a C++ compiler. Growth needs no new one.
+        compile: one kernel, made by torch.compile when a group is added, which takes seconds and a C++ compiler, for
+            each parameter of 32 768 entries and more whose gradient lies in memory as it does; the others step as
+            without it. Growth needs no new one.
 
     Raises:
         UserInputError: a value is out of its range, or nothing can be compiled.

@@ -292,8 +292,7 @@ class SAM(Wrapping):
             UserInputError: there is no gradient, the weights were moved already, or interval, m or second_order were
                 asked for, which need `step`.
         """
-        if self._displacement.active:
-            self.check_in_place("stepped")
+        self.check_in_place("stepped")
         if self.interval > 1 or self.second_order or self.m is not None:
             raise UserInputError("SAM: interval, m and second_order need step(closure): two calls cannot follow them")
         if next(self.with_gradients(), None) is None:

@@ -4,10 +4,11 @@ Dropout and stochastic depth draw the same numbers; statistics that a forward ke
 and how many batches they saw) are those of the first pass.
 """
 
-from __future__ import annotations
-
 # torch has no public names for its operations on lists
 # pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,12 @@ def skip_one(rank: int, sync: bool, model: nn.Module, optimizer: SAM, closure: A
     Path(folder, f"{sync}.{rank}").write_text(f"skipped {optimizer.skipped}, kept {kept}")
 
 
-def half(rank: int, folder: str) -> None:
+def half(rank: int, folder: str, port: int) -> None:
     """One of two processes: it sees a half of the batch."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # a host whose own name leads nowhere has it, too
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     x, y = (one.chunk(2)[rank] for one in batch())
     for sync in (True, False):
         model = DistributedDataParallel(net())
@@ -67,13 +70,16 @@ def half(rank: int, folder: str) -> None:
         if rank == 0:
             torch.save([one.detach() for one in model.module.parameters()], f"{folder}/{sync}.pt")
         skip_one(rank, sync, model, optimizer, closure, folder)
-    dist.destroy_process_group()
+    store.set(f"done {rank}", "")
+    store.wait(["done 0", "done 1"])
+    os._exit(0)  # at once: gloo's threads may abort a process whose interpreter is torn down, or whose peer has left
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(half, (str(folder),), nprocs=2)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    mp.spawn(half, (str(folder), store.port), nprocs=2)
     return folder
 
 

@@ -119,8 +119,6 @@ class AdaBound(torch.optim.Optimizer):
             _check(type(self).__name__, group)
         super().load_state_dict(state_dict)
 
-    @_disable_dynamo  # inside a compiled function the count of steps would make a new graph at every step
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; parameters without a gradient stay.
 
@@ -137,15 +135,24 @@ class AdaBound(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        trained = [(group, self._with_gradients(group)) for group in self.param_groups]
-        for group, parameters in trained:
-            self._step_group(group, parameters)
+        if torch.compiler.is_compiling():  # there the count of steps would make a new graph at every step
+            self._step_uncompiled()
+        else:
+            self._step_groups()
         return loss
 
     def bounds(self, t: int, group: int = 0) -> tuple[float, float]:
         """The smallest and the largest step size in the t-th step (t >= 1), at the present learning rate."""
         check_whole(type(self).__name__, "t", t)
         return _bounds(self.param_groups[group], t)
+
+    def _step_groups(self) -> None:
+        trained = [(group, self._with_gradients(group)) for group in self.param_groups]
+        with torch.set_grad_enabled(False):  # no_grad() costs three times as much, which small models notice
+            for group, parameters in trained:
+                self._step_group(group, parameters)
+
+    _step_uncompiled = _disable_dynamo(_step_groups)
 
     def _with_gradients(self, group: dict[str, Any]) -> list[Tensor]:
         """The parameters to step, checked, before anything moves."""

@@ -50,7 +50,9 @@ class Pull(NamedTuple):
         found = 0.0
         if small:  # copied into one, for a norm costs more than the copy of a small tensor
             together = _flatten_dense_tensors(small)
-            found += torch.linalg.vector_norm(together if together.dtype == dtype else together.to(dtype)).item() ** 2
+            together = together if together.dtype == dtype else together.to(dtype)
+            together = torch.view_as_real(together).flatten() if together.is_complex() else together
+            found += together.dot(together).item()
         if len(small) < len(self.measured):
             large = [one for one in self.measured if one.numel() > SMALL]
             found += torch.linalg.vector_norm(torch.stack(torch._foreach_norm(large, 2, dtype=dtype))).item() ** 2

@@ -323,7 +323,7 @@ class SAM(Wrapping):
     def restore(self) -> None:
         """Put the weights back to where they were before the first pass, bit for bit; nothing if they are there."""
         buffers, self._between = self._between, None
-        with torch.no_grad():
+        with torch.set_grad_enabled(False):
             self._displacement.restore()
             if buffers is not None:
                 buffers.restore()
@@ -357,7 +357,7 @@ class SAM(Wrapping):
     def _move(self, scaler: Scaler) -> bool:
         """Move the weights to where the loss is largest, to first order; False where a gradient is not finite."""
         scale = 1.0 if scaler is None else scaler.get_scale()
-        with torch.no_grad():
+        with torch.set_grad_enabled(False):
             moves = self._agreed(self.neighbourhood.moves(self.param_groups, self.steps, scale))
             if moves is None:
                 return False

@@ -35,7 +35,7 @@ MODELS = """
     from growkit.models import build_model
 
     def mlp():
-        return build_model(MlpSettings(hidden=[6, 5]), (8,), 3), torch.randn(2, 8)
+        return build_model(MlpSettings(hidden=[40, 24]), (8,), 3), torch.randn(2, 8)
 
     def wrn():
         return build_model(WrnSettings(depth=10), (3, 8, 8), 3)

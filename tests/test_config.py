@@ -139,7 +139,8 @@ train:
         ),
         (
             "model: wnr",
-            "1:8: model: must be one of mlp, vgg, wrn, live, package.module:callable, got 'wnr'; did you mean 'wrn'?",
+            "1:8: model: must be one of mlp, vgg, wrn, resnet, mobilenet, densenet, vit, live, package.module:callable, "
+            "got 'wnr'; did you mean 'wrn'?",
         ),
         ("model: 'a b:c'", "1:8: model.name: must be package.module:callable, got 'a b:c'"),
         ("growth: {target: 0.5}", "1:18: growth.target: must be >= 1 (a multiple of the seed width), got 0.5"),

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from report_cases import FACTS, RESULT, play
@@ -86,7 +87,9 @@ def test_a_long_list_of_refusals_is_cut_and_says_so():
     assert len(lines) == 9 and lines[-1] == "stays     12 more; --dry-run lists all"
 
 
-def test_the_summary_is_six_lines():
+def test_the_summary_is_six_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/demo/now/tb").mkdir(parents=True)
     assert summary_lines(RESULT) == [
         "result    test 90.00% (loss 0.2500), validate 81.25% (loss 0.8750)",
         "model     1,300 parameters, 60kFLOPs per sample, after 1 growth events",
@@ -95,6 +98,10 @@ def test_the_summary_is_six_lines():
         "files     runs/demo/now",
         "next      tensorboard --logdir runs/demo/now/tb",
     ]
+
+
+def test_a_run_without_tensorboard_names_another_next_step():
+    assert summary_lines(RESULT)[5] == "next      growkit.load('runs/demo/now') in Python gives the model"
 
 
 def test_the_summary_of_a_run_without_files_accuracy_or_splits():

@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from growkit.config.models import CallableModelSettings, MlpSettings, ModelSettings, VggSettings, WrnSettings
+from growkit.config.models import (
+    CallableModelSettings,
+    DensenetSettings,
+    MlpSettings,
+    MobilenetSettings,
+    ModelSettings,
+    ResnetSettings,
+    VggSettings,
+    VitSettings,
+    WrnSettings,
+)
 from growkit.errors import ModelError
 from growkit.models import MLP, VGG, ReLU, WideResNet, build_model, check_output, make_activation
 from growkit.rng import isolated
@@ -79,6 +89,12 @@ EVERY_MODEL = [
     VggSettings(width=0.05, norm="batchnorm"),
     WrnSettings(depth=10),
     WrnSettings(depth=10, width=2, block_width=0.25, norm="batchnorm"),
+    ResnetSettings(),
+    ResnetSettings(depth=18, width=0.1, stem="imagenet"),
+    ResnetSettings(depth=50, width=0.1),
+    MobilenetSettings(width=0.1),
+    DensenetSettings(depth=16, growth_rate=4),
+    VitSettings(width=0.1, patch=1, depth=2),
 ]
 
 
@@ -195,7 +211,7 @@ def test_a_unit_without_fan_in_still_learns():
     assert model.hidden[0].linear.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("settings", [VggSettings(), WrnSettings()], ids=str)
+@pytest.mark.parametrize("settings", EVERY_MODEL[2:], ids=str)
 def test_features_do_not_fit_a_convolutional_net(settings: ModelSettings):
     with pytest.raises(ModelError, match=r"needs images \[C, H, W\], the data have inputs of shape \[20\].*'mlp'"):
         build_model(settings, (20,), 10)

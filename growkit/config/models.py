@@ -7,22 +7,37 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag
 
-from growkit.config.base import Settings, named
+from growkit.config.base import named
+from growkit.config.image_models import (
+    DENSENETS,
+    PUBLISHED_VITS,
+    DensenetSettings,
+    MobilenetSettings,
+    ResnetSettings,
+    VggSettings,
+    VitSettings,
+    WrnSettings,
+)
+from growkit.config.model_base import Activation, ModelSettings, Norm, Width
 
-__all__ = ["AnyModel", "CallableModelSettings", "MlpSettings", "ModelSettings", "VggSettings", "WrnSettings"]
-
-Width = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
-Activation = Literal["relu", "gelu", "silu", "tanh", "elu", "selu", "softplus", "sigmoid"]
-Norm = Literal["none", "batchnorm"]
-
-
-class ModelSettings(Settings):
-    """What every seed model shares."""
-
-    def full(self) -> ModelSettings | None:
-        """The settings of the full-width network this seed is a narrowed form of; None where there is no such thing."""
-        return None
+__all__ = [
+    "CALLABLE_PATH",
+    "DENSENETS",
+    "PUBLISHED_VITS",
+    "Activation",
+    "AnyModel",
+    "CallableModelSettings",
+    "DensenetSettings",
+    "LiveModelSettings",
+    "MlpSettings",
+    "MobilenetSettings",
+    "ModelSettings",
+    "Norm",
+    "ResnetSettings",
+    "VggSettings",
+    "VitSettings",
+    "WrnSettings",
+]
 
 
 class MlpSettings(ModelSettings):
@@ -37,46 +52,6 @@ class MlpSettings(ModelSettings):
     activation: Activation = "relu"
     norm: Norm = "none"
     bias: bool = True
-
-
-class VggSettings(ModelSettings):
-    """VGG-11 as in the GradMax experiments (Evci et al. 2022): strides instead of pooling, no dense head.
-
-    Stride 2 opens each later stage. width: scales every hidden convolution (64, 128, 256, 256, 512 x 4); 0.25 is the
-    published seed.
-    """
-
-    name: Literal["vgg"] = "vgg"
-    width: Share = 1.0
-    norm: Norm = "none"
-
-    def full(self) -> VggSettings:
-        """The same network at width 1."""
-        return self.model_copy(update={"width": 1.0})
-
-
-def _is_6n_plus_4(depth: int) -> int:
-    if depth < 10 or (depth - 4) % 6:
-        raise ValueError(f"must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40, ...), got {depth}")
-    return depth
-
-
-class WrnSettings(ModelSettings):
-    """Wide residual network WRN-depth-width (Zagoruyko and Komodakis, 2016), pre-activation, 3 groups.
-
-    depth: 6n + 4. width: multiplies 16/32/64. block_width: narrows only the first convolution of each block, as GradMax
-    does (0.25: the published seed). norm: what stands between the two convolutions of a block.
-    """
-
-    name: Literal["wrn"] = "wrn"
-    depth: Annotated[int, AfterValidator(_is_6n_plus_4)] = 16
-    width: Annotated[int, Field(ge=1)] = 1
-    block_width: Share = 1.0
-    norm: Norm = "none"
-
-    def full(self) -> WrnSettings:
-        """The same network with its blocks at full width."""
-        return self.model_copy(update={"block_width": 1.0})
 
 
 CALLABLE_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
@@ -117,6 +92,10 @@ AnyModel = Annotated[
     Annotated[MlpSettings, Tag("mlp")]
     | Annotated[VggSettings, Tag("vgg")]
     | Annotated[WrnSettings, Tag("wrn")]
+    | Annotated[ResnetSettings, Tag("resnet")]
+    | Annotated[MobilenetSettings, Tag("mobilenet")]
+    | Annotated[DensenetSettings, Tag("densenet")]
+    | Annotated[VitSettings, Tag("vit")]
     | Annotated[LiveModelSettings, Tag("live")]
     | Annotated[CallableModelSettings, Tag("callable")],
     Discriminator(_kind),

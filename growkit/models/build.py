@@ -12,15 +12,23 @@ from torch.func import functional_call
 
 from growkit.config.models import (
     CallableModelSettings,
+    DensenetSettings,
     LiveModelSettings,
     MlpSettings,
+    MobilenetSettings,
     ModelSettings,
+    ResnetSettings,
     VggSettings,
+    VitSettings,
     WrnSettings,
 )
 from growkit.errors import ModelError
+from growkit.models.densenet import DenseNet
 from growkit.models.mlp import MLP
+from growkit.models.mobilenet import MobileNet
+from growkit.models.resnet import ResNet
 from growkit.models.vgg import VGG
+from growkit.models.vit import ViT
 from growkit.models.wrn import WideResNet
 from growkit.rng import isolated
 
@@ -52,6 +60,14 @@ def _build(settings: ModelSettings, input_shape: tuple[int, ...], num_outputs: i
             return VGG(settings, input_shape, num_outputs)
         case WrnSettings():
             return WideResNet(settings, input_shape, num_outputs)
+        case ResnetSettings():
+            return ResNet(settings, input_shape, num_outputs)
+        case MobilenetSettings():
+            return MobileNet(settings, input_shape, num_outputs)
+        case DensenetSettings():
+            return DenseNet(settings, input_shape, num_outputs)
+        case VitSettings():
+            return ViT(settings, input_shape, num_outputs)
         case CallableModelSettings():
             return _call(settings)
         case LiveModelSettings():

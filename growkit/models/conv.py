@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import nn
 
 from growkit.config.models import Norm
 from growkit.errors import ModelError
+from growkit.models.activation import ReLU
 
-__all__ = ["conv3x3", "init_convolutions", "make_norm", "num_channels", "scaled"]
+__all__ = ["conv3x3", "init_convolutions", "make_norm", "make_stem", "num_channels", "scaled"]
 
 
 def num_channels(model: str, input_shape: tuple[int, ...]) -> int:
@@ -32,6 +35,15 @@ def scaled(width: int, share: float) -> int:
 def conv3x3(fan_in: int, fan_out: int, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution without bias that keeps the image's size at stride 1."""
     return nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False)
+
+
+def make_stem(stem: str, channels: int, width: int) -> nn.Sequential:
+    """The first layers: a 3x3 convolution for "cifar"; for "imagenet" one of 7x7 and a pooling, which quarter sides."""
+    if stem == "cifar":
+        return nn.Sequential(OrderedDict(conv=conv3x3(channels, width), norm=nn.BatchNorm2d(width), activation=ReLU()))
+    conv = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+    pool = nn.MaxPool2d(3, stride=2, padding=1)
+    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(width), activation=ReLU(), pool=pool))
 
 
 def make_norm(norm: Norm, width: int) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -189,5 +190,13 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
         f"time      {result['cpu_seconds']:.1f} CPU-seconds, "
         f"{result['process_cpu_seconds']:.1f} with the program's start; {result['wall_seconds']:.1f} s",
         f"files     {folder}" if folder else "files     none written",
-        f"next      tensorboard --logdir {folder}/tb" if folder else "next      pass root= to keep a run folder",
+        f"next      {_next_step(folder)}",
     ]
+
+
+def _next_step(folder: str | None) -> str:
+    if folder is None:
+        return "pass root= to keep a run folder"
+    if Path(folder, "tb").is_dir():
+        return f"tensorboard --logdir {folder}/tb"
+    return f"growkit.load({folder!r}) in Python gives the model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def widen(
     example: Tensor | tuple | dict | None = None,
     copies: Sequence[nn.Module] = (),
 ) -> Edit:
-    """Widen one site of `model` in place; `optimizer`'s state grows along. `.undo()` takes it back.
+    """Widen one site of `model` in place; gradients and `optimizer`'s state grow along. `.undo()` takes it back.
 
     The outputs, those of `copies` too, are compared before and after, in eval and in train mode without dropout; where
     they differ by more than 1e-5 of their size (more in half precision), everything is put back.
@@ -176,7 +177,8 @@ def widen(
         model: the module the site was found in.
         site: from `growkit.find_sites(model, example)`.
         num_new: units to add.
-        optimizer: the optimizer that trains the model, if there is one yet.
+        optimizer: the optimizer that trains the model, if there is one yet. One that is left out keeps state of the old
+            sizes, and torch's fused optimizers check no sizes: a step with it may write past the end of memory.
         initializer: "zero" or "random": Gaussian fan-in and zero fan-out, which keeps any function; they differ in the
             length of the fan-in, as in `growth.initializer`.
         seed: of the Gaussian directions.
@@ -192,6 +194,11 @@ def widen(
         SurgeryError: the wider model or copy fails or computes something else; all are as they were before the call.
     """
     _check_sites(model, [site])
+    if not site.graph.is_of(model):
+        raise GrowthRefused(
+            f"a site must be found in the model itself, but {site.name!r} was found in another one, or in the one that "
+            "this is a copy of; call find_sites(model, example)"
+        )
     known = {"zero": ZeroSettings(), "random": RandomSettings(form="zero_fan_out")}
     settings = known.get(initializer) if isinstance(initializer, str) else None
     if settings is None:
@@ -200,6 +207,7 @@ def widen(
             "those that need data, such as gradmax, run in growkit.grow"
         )
     _check_numbers(site, num_new, seed)
+    num_new = int(num_new)  # numpy has whole numbers of its own
     check_optimizer(model, optimizer)
     inputs = example_for(model, site.graph.inputs, example)
     watched = [watch(model, inputs), *_watched(copies, site, example)]
@@ -272,9 +280,9 @@ def _check_sites(model: Any, sites: Sequence[Any]) -> None:
 
 
 def _check_numbers(site: GrowthSite, num_new: Any, seed: Any) -> None:
-    if isinstance(num_new, bool) or not isinstance(num_new, int) or num_new < 1:
+    if isinstance(num_new, bool) or not isinstance(num_new, Integral) or int(num_new) < 1:
         raise GrowthRefused(f"{site.name} must grow by a whole number of units >= 1, got {num_new!r}")
-    site.grown(num_new)
+    site.grown(int(num_new))
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UserInputError(f"seed must be a whole number, got {seed!r}")
 

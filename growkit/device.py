@@ -12,7 +12,7 @@ from torch import nn
 
 from growkit.errors import UserInputError
 
-__all__ = ["ComputePolicy", "choose_compute", "exact_arithmetic", "lay_channels_last"]
+__all__ = ["ComputePolicy", "choose_compute", "exact_arithmetic", "lacks_memory", "lay_channels_last"]
 
 
 @dataclass(frozen=True)
@@ -109,3 +109,9 @@ def exact_arithmetic() -> Iterator[None]:
     finally:
         for operator, precision in zip(operators, before, strict=True):
             operator.fp32_precision = precision
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that no memory was left: torch's word for that on a CPU is a RuntimeError."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(text in str(error) for text in ("not enough memory", "can't allocate memory"))

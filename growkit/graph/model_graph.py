@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -43,6 +44,7 @@ class ModelGraph:
     def __init__(self, model: nn.Module, train: Trace, evaluation: Trace, inputs: tuple[tuple, dict[str, Any]]):
         self.inputs = inputs
         self.structure = structure_of(model)
+        self._model = weakref.ref(model)
         tensors = tensors_of(model)
         self._owner_types = {name: type(module).__module__ for name, module in model.named_modules()}
         modules = dict(model.named_modules())
@@ -57,6 +59,10 @@ class ModelGraph:
         self.literals = _distinct(literal for ctx in self.contexts for literal in ctx.literals)
         self._carriers = [find_carriers(modules, literal) for literal in self.literals]
         self.sites, self.refusals = self._judge(modules)
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether it was made of this very module."""
+        return self._model() is model
 
     def params(self, sizes: Mapping[str, int] | None = None) -> int:
         """The number of parameters; `sizes` gives sites, by name, a hypothetical width."""

@@ -221,7 +221,8 @@ def _check_layer(module: nn.Module) -> None:
 
 def _numbering(model: nn.Module, container: str, position: int) -> str | None:
     """The attribute, by its path in the block, in which each block of this class keeps its position; None for none."""
-    children = list(model.get_submodule(container).children())
+    # by name, for a block may stand in several places
+    children = [child for child in model.get_submodule(container)._modules.values() if child is not None]
     alike = [(number, child) for number, child in enumerate(children) if type(child) is type(children[position])]
     if len(alike) < 2:
         return None

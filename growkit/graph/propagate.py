@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
@@ -14,6 +13,7 @@ from growkit.graph.dimensions import Dim, Reason, fixed, free, pin, size
 from growkit.graph.rules import find_rule
 from growkit.graph.rules.context import Call, Context, Dims, TensorUse, Value, WeightView, shape_of
 from growkit.graph.rules.writing import note_writes
+from growkit.graph.ties import pin_ties
 from growkit.graph.tracing import Trace, location_of
 
 __all__ = ["flat", "propagate", "tensors_of"]
@@ -36,26 +36,8 @@ def tensors_of(model: nn.Module) -> dict[str, TensorUse]:
             known = records.setdefault(id(tensor), TensorUse((), kind, tuple(free(extent) for extent in tensor.shape)))
             known.names = (*known.names, name)
             known.uniform = _uniform(tensor) if kind == "buffer" else None
-    _pin_shared_memory(model, records)
+    pin_ties(model, records)
     return {name: record for record in records.values() for name in record.names}
-
-
-def _pin_shared_memory(model: nn.Module, records: dict[int, TensorUse]) -> None:
-    """Parameters that are views of one memory, such as a weight and its transpose, would part when they are resized."""
-    places: dict[int, list[tuple[range, TensorUse]]] = {}
-    for parameter in model.parameters():
-        if parameter.is_meta or parameter.layout is not torch.strided or parameter.numel() == 0:
-            continue
-        reach = sum((extent - 1) * stride for extent, stride in zip(parameter.shape, parameter.stride(), strict=True))
-        span = range(parameter.storage_offset(), parameter.storage_offset() + reach + 1)
-        record = records[id(parameter)]
-        neighbours = places.setdefault(parameter.untyped_storage().data_ptr(), [])
-        for other, theirs in neighbours:
-            if span.start < other.stop and other.start < span.stop:
-                for one, name in ((record, theirs.names[0]), (theirs, record.names[0])):
-                    for dim in one.dims:
-                        pin(dim, Reason(f"is a width of a parameter that shares its memory with {name!r}"))
-        neighbours.append((span, record))
 
 
 def _uniform(tensor: Tensor) -> float | None:
@@ -135,12 +117,27 @@ def _call_value(ctx: Context, call: Call) -> Value:
     try:
         value = rule(ctx, call)
     except Exception as error:  # a form the rule does not foresee must refuse the widths, not stop the analysis
+        if _depends_on_values(node):
+            return _refuse(ctx, call, DATA_DEPENDENT)
         return _refuse(
             ctx, call, f"meets a form of {node.target} that its rule does not cover ({type(error).__name__})"
         )
     if _sizes(value) != _sizes(_fresh(node.meta.get("val"), Reason(""))):
         return _refuse(ctx, call, f"meets a form of {node.target} that its rule does not cover (other sizes)")
     return value
+
+
+DATA_DEPENDENT = (
+    "meets rows whose number depends on the values of the data, as those of nonzero() or of a mask, which no rule "
+    "follows; weigh all rows with zeros in place of choosing some"
+)
+
+
+def _depends_on_values(node: Node) -> bool:
+    """Whether a size in an operand or the result is known at run time only."""
+    values = [one.meta.get("val") for one in (node, *node.all_input_nodes)]
+    sizes = [extent for value in values if isinstance(value, Tensor) for extent in value.shape]
+    return any(not isinstance(extent, int) for extent in sizes)
 
 
 def _region(node: Node) -> GraphModule | None:

@@ -158,7 +158,7 @@ def _trace(model: nn.Module, args: tuple, kwargs: dict[str, Any], *, training: b
             few = " It holds one sample; pass two or more." if _samples(args, kwargs) == 1 else ""
             raise ModelError(
                 f"{type(model).__name__} cannot be traced in {mode} mode: {_summary(second)}{_user_frame(second)} "
-                f"(torch.export: {_summary(first)}). Check that the model runs on the example by itself.{few}"
+                f"(torch.export: {_summary(first)}). {_advice(first)}{few}"
             ) from second
     return Trace(program.graph, _sources(program), training, specialised)
 
@@ -179,6 +179,12 @@ def _sources(program: ExportedProgram) -> dict[str, Source]:
     known = {node: Source(kind, name) for kind, table in tables.items() for node, name in table.items()}
     placeholders = [node.name for node in program.graph.nodes if node.op == "placeholder"]
     return {node: known.get(node, Source("input", node)) for node in placeholders}
+
+
+def _advice(error: BaseException) -> str:
+    if "constant" in str(error) and "fake tensor" in str(error):
+        return "A forward must not use .data, which leaves the trace; .detach() gives the same."
+    return "Check that the model runs on the example by itself."
 
 
 def _summary(error: BaseException) -> str:

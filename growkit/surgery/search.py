@@ -120,15 +120,23 @@ class _Search:
         for site in sites:
             if not site.settled:
                 site.attributes = certain(site)  # the guesses come back where a trial fails without
-        outcome = self.trial.of(sites)
+        outcome = self._judged(sites)
         if outcome.reason is None:
             return sites, outcome
         good = self._sorted(sites)
-        outcome = self.trial.of(good) if good else Outcome(None)
+        outcome = self._judged(good)
         if outcome.reason is None:
             return good, outcome
-        self.look = self.trial.of
+        self.look = self._judged
         return self._together(self._sorted(good))
+
+    def _judged(self, sites: Sequence[GrowthSite]) -> Outcome:
+        """A trial, and a glance at other widths: a wrong width may be right by chance once, hardly twice."""
+        outcome = self.trial.of(sites) if sites else Outcome(None)
+        if outcome.reason is not None or not sites:
+            return outcome
+        again = self.trial.glance(sites, turn=1)
+        return outcome if again.reason is None else again
 
     def _sorted(self, sites: list[GrowthSite]) -> list[GrowthSite]:
         """The sites that may grow with their like, joint ones among them; the others become failures."""
@@ -227,23 +235,23 @@ class _Search:
 
     def _together(self, sites: list[GrowthSite]) -> tuple[list[GrowthSite], Outcome]:
         """Each was safe with its like; what is not safe with all others is given up."""
-        outcome = self.trial.of(sites) if sites else Outcome(None)
+        outcome = self._judged(sites)
         if outcome.reason is None:
             return sites, outcome
         kept: list[GrowthSite] = []
         for cluster in _clusters(sites):
-            if len(cluster) > 1 and self.trial.of([*kept, *cluster]).reason is None:
+            if len(cluster) > 1 and self._judged([*kept, *cluster]).reason is None:
                 kept += cluster
                 continue
             for site in cluster:
-                outcome = self.trial.of([*kept, site])
+                outcome = self._judged([*kept, site])
                 if outcome.reason is None:
                     kept.append(site)
                 else:
                     names = ", ".join(other.name for other in kept[:3]) + (", ..." if len(kept) > 3 else "")
                     reason = f"it cannot grow at the same events as {names or 'others'}: {outcome.reason}"
                     self._fail(site, replace(outcome, reason=reason))
-        return kept, self.trial.of(kept) if kept else Outcome(None)
+        return kept, self._judged(kept)
 
     def _drop_needless(self, sites: list[GrowthSite]) -> None:
         """Keep only the attributes without whose change the trial fails."""

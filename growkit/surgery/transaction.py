@@ -29,7 +29,7 @@ from growkit.surgery.caches import Emptied, caches_of
 from growkit.surgery.records import AttributeChange, EditRecord, IndexMap, TensorChange
 from growkit.surgery.tensors import fill_new, grow_state, grow_values, neutral_fill, silence_padding
 from growkit.surgery.undo import Edit, UndoLog
-from growkit.surgery.values import Directory, edited
+from growkit.surgery.values import Directory, edited, gradient_after
 from growkit.surgery.verify import Inputs
 
 AFTERWARDS = (Silence, Average, Copy, Share)  # changes of values under the new sizes
@@ -78,7 +78,7 @@ def grow(
         model: the model the sites were found in, or a copy of it.
         growths: what to widen. Values are given for the shapes before the call; where two growths cross in one tensor
             the crossing entries are zero.
-        optimizer: its state grows along; parameters stay the same objects.
+        optimizer: its state grows along; parameters stay the same objects, and their gradients grow with zeros.
         copies: copies of the model that grow along, such as an average of its weights (torch's `AveragedModel` or one
             of your own): the same new entries, and remedies worked out from their own values.
         caches: what to empty of tensors in plain attributes of the model, from `caches_of`; None asks it, which runs
@@ -203,7 +203,9 @@ class _Patient:
     def _change(self, edits: Sequence[ValueEdit]) -> None:
         for edit in edits:
             tensor = self.directory[edit.name, edit.kind if isinstance(edit, Scale | Copy) else "parameter"]
+            gradient = tensor.grad
             self.log.replace(tensor, edited(self.model, tensor, edit))
+            tensor.grad = None if gradient is None else gradient_after(gradient, edit)
 
 
 def _widen(patients: Sequence[_Patient], growth: Growth) -> EditRecord:
@@ -246,7 +248,10 @@ def _resize(patient: _Patient, edit: TensorEdit, extension: Extension) -> Tensor
             _place(values, extension.values[name, dim], name, dim, edit.index_maps, patient.since)
             fill = "extension"
     silence_padding(values, old, [patient.directory.modules[one.rpartition(".")[0]] for one in edit.names])
+    gradient = tensor.grad
     patient.log.replace(tensor, values)
+    if gradient is not None:
+        tensor.grad = grow_values(gradient.to_dense(), edit.index_maps)
     if optimizer is not None and isinstance(tensor, nn.Parameter) and _holds(optimizer, tensor):
         # also where there is no state yet: what comes up later has the new shape, and undo must drop it
         patient.log.remember(optimizer, tensor)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from growkit.device import lacks_memory
 from growkit.errors import GrowthRefused, ModelError, SurgeryError
 from growkit.graph import GrowthSite, SizeAttribute, copy_of
 from growkit.rng import isolated
@@ -112,22 +113,26 @@ class Trial:
                 return outcome
         return outcome
 
-    def glance(self, sites: Sequence[GrowthSite]) -> Outcome:
+    def glance(self, sites: Sequence[GrowthSite], turn: int = 0) -> Outcome:
         """Widen sites together and look at the example alone: enough to find out what must change along.
 
         Nothing is accepted on that alone.
+
+        Args:
+            sites: to widen.
+            turn: 0 by as many units as in a trial, 1 by others.
         """
         try:
-            edit = self._widen(self.model, sites, 0, self._caches)
+            edit = self._widen(self.model, sites, 0, self._caches, turn)
         except (GrowthRefused, SurgeryError) as error:
-            return Outcome(f"surgery cannot widen it: {error}")
+            return _refused(error)
         try:
             change = self.looks[0].change(self.model)
         except Exception as error:  # the model's own code may fail in any way at a width it did not expect
             return _failed(error)
         finally:
             edit.undo()
-        if change <= self.tolerance or (change < LARGEST_ROUNDING and self._is_rounding(sites, 0, [0])):
+        if change <= self.tolerance or (change < LARGEST_ROUNDING and self._is_rounding(sites, 0, [0], turn)):
             return Outcome(None, change)
         return _changed(change)
 
@@ -141,7 +146,8 @@ class Trial:
             log.set(_smaller(self.model, attributes))
             log.clear_caches(self._caches)
             return self.looks[0].change(self.model) > 0.0
-        except Exception:  # a forward that fails does mind
+        except Exception as error:  # a forward that fails does mind
+            _check_memory(error)
             return True
         finally:
             log.roll_back()
@@ -150,7 +156,7 @@ class Trial:
         try:
             edit = self._widen(self.model, sites, draw, self._caches)
         except (GrowthRefused, SurgeryError) as error:
-            return Outcome(f"surgery cannot widen it: {error}")
+            return _refused(error)
         recorded = Recorded(self.inputs.args, self.inputs.kwargs)
         looks = [replace(self.looks[0], inputs=recorded), *self.looks[1:]] if self._recordings else self.looks
         try:
@@ -178,7 +184,7 @@ class Trial:
         noticeable = not hidden and noticed > self.tolerance
         return Outcome(None if noticeable else CANNOT_TELL, worst, noticed, hidden=hidden)
 
-    def _is_rounding(self, sites: Sequence[GrowthSite], draw: int, looks: Sequence[int]) -> bool:
+    def _is_rounding(self, sites: Sequence[GrowthSite], draw: int, looks: Sequence[int], turn: int = 0) -> bool:
         """Whether nothing is left of a change in float64."""
         if self.tolerance <= EXACT:
             return False
@@ -187,12 +193,14 @@ class Trial:
             for number in looks:
                 look = self.looks[number]
                 before[number] = before.get(number) or Look.at(twin, look.inputs.double(), look.faintness)
-            edit = self._widen(twin, sites, draw)
-        except Exception:  # not every model runs in float64
+            edit = self._widen(twin, sites, draw, turn=turn)
+        except Exception as error:  # not every model runs in float64
+            _check_memory(error)
             return False
         try:
             return max(before[number].change(twin) for number in looks) <= EXACT
-        except Exception:
+        except Exception as error:
+            _check_memory(error)
             return False
         finally:
             edit.undo()
@@ -229,9 +237,14 @@ class Trial:
         return bool(saved)
 
     def _widen(
-        self, model: nn.Module, sites: Sequence[GrowthSite], draw: int, caches: Sequence[Emptied] | None = None
+        self,
+        model: nn.Module,
+        sites: Sequence[GrowthSite],
+        draw: int,
+        caches: Sequence[Emptied] | None = None,
+        turn: int = 0,
     ) -> Edit:
-        growths = [Growth(site, num, _random(model, site, num, draw)) for site, num in _units(sites)]
+        growths = [Growth(site, num, _random(model, site, num, draw)) for site, num in _units(sites, turn)]
         return grow(model, growths, caches=caches)
 
 
@@ -282,16 +295,20 @@ def _warm_recordings(model: nn.Module, inputs: Inputs) -> list[Recording]:
     return recorded.runs
 
 
-def _units(sites: Sequence[GrowthSite]) -> list[tuple[GrowthSite, int]]:
-    """How many units each site gets: unequal numbers.
+def _units(sites: Sequence[GrowthSite], turn: int) -> list[tuple[GrowthSite, int]]:
+    """How many units each site gets: unequal numbers, and others in the second turn.
 
     Widths that are tied behind the graph's back must not stay equal, or in proportion, by chance.
     """
     copied = [site for site in sites if site.by_copies]
     return [
-        (site, site.width * (1 + copied.index(site) % 2) if site.by_copies else _quarter(site) + number % 3)
+        (site, site.width * (1 + (copied.index(site) + turn) % 2) if site.by_copies else _share(site, number, turn))
         for number, site in enumerate(sites)
     ]
+
+
+def _share(site: GrowthSite, number: int, turn: int) -> int:
+    return _quarter(site) + number % 3 if turn == 0 else 1 + _quarter(site) // 2 + 2 * number % 5
 
 
 def _quarter(site: GrowthSite) -> int:
@@ -304,8 +321,27 @@ def _changed(worst: float) -> Outcome:
     return Outcome(f"widening it changes the outputs by {worst:.1e} of their size", worst)
 
 
+def _check_memory(error: BaseException) -> None:
+    """That a machine has too little memory for a trial says nothing about the sites.
+
+    Raises:
+        ModelError: it was that.
+    """
+    if lacks_memory(error):
+        raise ModelError(
+            f"widths are tried out on a copy of the model, and no memory was left for it: {first_line(error)}; give a "
+            "smaller example, or a machine with more memory"
+        ) from error
+
+
+def _refused(error: BaseException) -> Outcome:
+    _check_memory(error)
+    return Outcome(f"surgery cannot widen it: {error}")
+
+
 def _failed(error: BaseException) -> Outcome:
     """What went wrong in the user's forward, where, and the remedy if it is a known one."""
+    _check_memory(error)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
     place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
     text = first_line(error)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from growkit.graph import Average, Centre, Copy, LiftGain, Scale, Share, Silence, ValueEdit
 
-__all__ = ["Directory", "edited", "lookup"]
+__all__ = ["Directory", "edited", "gradient_after", "lookup"]
 
 SMALLEST_GAIN = 0.1  # of the root mean square: dividing by less would make weights that no longer train like the others
 
@@ -61,6 +63,15 @@ def edited(model: nn.Module, tensor: Tensor, edit: ValueEdit) -> Tensor:
     if isinstance(edit, Average):
         return _averaged(model, values, edit)
     return _centred(model, values, edit)
+
+
+def gradient_after(gradient: Tensor, edit: ValueEdit) -> Tensor:
+    """The gradient by the values after an edit: what was scaled up moves the loss as much less."""
+    if not isinstance(edit, Scale):
+        return gradient
+    values = gradient.clone()
+    inverse = replace(edit, factor=1.0 / edit.factor)
+    return values.mul_(inverse.factor) if edit.rows is None else _scale_rows(values, inverse)
 
 
 def _along(edit: Share, values: Tensor) -> Tensor:

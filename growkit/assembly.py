@@ -228,10 +228,10 @@ def _rehearse(config: Config, model: nn.Module, data: Data, loss: Loss, compute:
 
 def _check_settings(config: Config, data: Data) -> None:
     """Refuse settings that the data rule out."""
-    if data.task != "classification" and config.train.label_smoothing > 0.0:
+    if data.task == "regression" and config.train.label_smoothing > 0.0:
         raise UserInputError(
-            f"train.label_smoothing is for classification, got {config.train.label_smoothing:g} for the {data.task} "
-            f"data {data.name!r}; set it to 0"
+            f"train.label_smoothing is for classes and tokens, got {config.train.label_smoothing:g} for the "
+            f"{data.task} data {data.name!r}; set it to 0"
         )
 
 

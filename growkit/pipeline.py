@@ -316,4 +316,7 @@ def _sizes(data: Data) -> dict[str, int]:
 
 
 def _scores(evaluation: Evaluation | None) -> dict[str, float | None] | None:
-    return None if evaluation is None else {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+    if evaluation is None:
+        return None
+    scores = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+    return scores if evaluation.perplexity is None else {**scores, "perplexity": evaluation.perplexity}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from growkit.config.train import TrainSettings
 from growkit.data import Data, batches, num_batches
-from growkit.device import ComputePolicy
+from growkit.device import ComputePolicy, lacks_memory
 from growkit.errors import GrowkitError, TrainingError
 from growkit.rng import Streams, isolated
 from growkit.schedule import rate_factor
@@ -23,17 +23,26 @@ __all__ = ["Evaluation", "Trainer", "data_loss", "evaluate"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss and, for classification, accuracy in 0..1 over some samples."""
+    """Mean loss and, but for regression, accuracy in 0..1 over some samples; for language, over their tokens.
+
+    perplexity: exp(loss), for language.
+    """
 
     loss: float
     accuracy: float | None
     samples: int
+    perplexity: float | None = None
 
 
 def data_loss(task: str, label_smoothing: float = 0.0) -> Callable[[Any, Tensor], Tensor]:
-    """The loss of (outputs, targets) for a task: cross-entropy in nats, or mean squared error."""
-    if task == "classification":
-        return lambda outputs, targets: F.cross_entropy(outputs.float(), targets, label_smoothing=label_smoothing)
+    """The loss of (outputs, targets) for a task: cross-entropy in nats (per token for language), or mean squared error.
+
+    Shapes: outputs [B, K], for language [B, T, K]; targets without the last dimension, for regression with it.
+    """
+    if task in ("classification", "language"):
+        return lambda outputs, targets: F.cross_entropy(
+            outputs.float().flatten(0, -2), targets.flatten(), label_smoothing=label_smoothing
+        )
     return lambda outputs, targets: F.mse_loss(outputs.float(), targets)
 
 
@@ -65,11 +74,14 @@ def evaluate(
     return meter.result()
 
 
+LARGEST_EXPONENT = 700.0  # exp of more is no number
+
+
 class _Meter:
     """Sums on the device; one transfer to the host when the result is asked for."""
 
     def __init__(self, task: str):
-        self._classification = task == "classification"
+        self._task = task
         self._sums: Tensor | None = None
         self._samples = 0
 
@@ -78,16 +90,22 @@ class _Meter:
         return self._sums is None
 
     def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        correct = (outputs.argmax(1) == targets).sum() if self._classification else loss.new_zeros(())
-        sums = torch.stack([loss.detach().double() * len(targets), correct.double()])
+        hits = (outputs.argmax(-1) == targets) if self._task != "regression" else loss.new_zeros(len(targets))
+        correct = hits.sum().double() / (hits.numel() // len(targets))
+        sums = torch.stack([loss.detach().double() * len(targets), correct])
         self._sums = sums if self._sums is None else self._sums + sums
         self._samples += len(targets)
 
     def result(self) -> Evaluation:
         assert self._sums is not None, "nothing was added"
         loss, correct = self._sums.tolist()
-        accuracy = correct / self._samples if self._classification else None
-        return Evaluation(loss / self._samples, accuracy, self._samples)
+        mean = loss / self._samples
+        return Evaluation(
+            mean,
+            accuracy=None if self._task == "regression" else correct / self._samples,
+            samples=self._samples,
+            perplexity=math.exp(min(mean, LARGEST_EXPONENT)) if self._task == "language" else None,
+        )
 
 
 @dataclass
@@ -168,8 +186,9 @@ class Trainer:
         except (GrowkitError, OSError):
             raise
         except Exception as error:
-            memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
-            hint = "no memory is left; lower train.batch_size" if memory else "the model or its loss raised"
+            hint = (
+                "no memory is left; lower train.batch_size" if lacks_memory(error) else "the model or its loss raised"
+            )
             raise TrainingError(
                 f"step {self.step + 1} failed: {hint}: {type(error).__name__}: {str(error).strip()[:500]}"
             ) from error

@@ -135,12 +135,12 @@ train:
         ("model: {depth: 11}", "1:16: model.depth: must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40, ...), got 11"),
         (
             "model: {hidden: [8]}",
-            "1:9: model.hidden: is no setting of wrn, only of mlp; remove it or choose model.name: mlp",
+            "1:9: model.hidden: is no setting of wrn, only of mlp, lstm; remove it or choose model.name: mlp",
         ),
         (
             "model: wnr",
-            "1:8: model: must be one of mlp, vgg, wrn, resnet, mobilenet, densenet, vit, live, package.module:callable, "
-            "got 'wnr'; did you mean 'wrn'?",
+            "1:8: model: must be one of mlp, vgg, wrn, resnet, mobilenet, densenet, vit, lstm, gpt, "
+            "live, package.module:callable, got 'wnr'; did you mean 'wrn'?",
         ),
         ("model: 'a b:c'", "1:8: model.name: must be package.module:callable, got 'a b:c'"),
         ("growth: {target: 0.5}", "1:18: growth.target: must be >= 1 (a multiple of the seed width), got 0.5"),

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import EXPERIMENTS
 
+import growkit
 from growkit.assembly import assemble
 from growkit.config import Config, load_config
 
@@ -59,3 +61,22 @@ def test_the_published_wrn_schedule(images: Path):
     assert parts.plan.reaches_target
     assert set(parts.plan.seed_widths.values()) == {4, 8, 16}
     assert set(parts.plan.final_widths.values()) == {16, 32, 64}
+
+
+QUARTERS = [path for path in RECIPES if path.stem.endswith("_quarter")]  # of each seed model, on data that are at hand
+
+
+def test_every_seed_model_has_a_recipe_from_a_quarter_of_its_width():
+    models = {load_config(path).model.name for path in QUARTERS}
+    assert models == {"vgg", "wrn", "resnet", "mobilenet", "densenet", "vit", "lstm", "gpt"}
+
+
+@pytest.mark.parametrize("recipe", QUARTERS, ids=lambda path: path.stem)
+def test_a_seed_model_trains_grows_and_comes_back(recipe: Path, tmp_path: Path):
+    short = ["train.epochs=2", "growth.when.start=1", "growth.when.events=1", "data.limit=100", "train.batch_size=32"]
+    place = [f"run.root={tmp_path}", "run.tensorboard=false", "train.optimizer={name: sgd, lr: 0.01}"]
+    done = growkit.run(load_config(recipe, [*short, *place]), observers=())
+    (event,) = done.events
+    assert event.grown and event.change.worst <= 1e-5
+    again = growkit.load(done.folder).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in done.model.state_dict().items())

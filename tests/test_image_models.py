@@ -26,9 +26,9 @@ from growkit.surgery import Inputs, verify_sites
 
 CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
 
-# He et al. 2016, table 6 and section 4.1 (0.27 M for ResNet-20; 11.7 to 60.2 M are those of the released ImageNet nets);
-# Howard et al. 2017, table 8 (4.2 M); Huang et al. 2017, table 2 (0.8 M) and 121's 7.98 M; Dosovitskiy et al. 2021,
-# table 1 (86 M); Zagoruyko and Komodakis 2016, table 5 (36.5 M). The last digits are counted from the printed layers.
+# To the printed digits from He et al. 2016, table 6 (0.27 M and 0.85 M for ResNet-20 and -56); Howard et al. 2017,
+# table 8 (4.2 M); Huang et al. 2017, table 2 (0.8 M); Dosovitskiy et al. 2021, table 1 (86 M for ViT-B); Zagoruyko and
+# Komodakis 2016, table 5 (36.5 M); ImageNet ResNets and DenseNet-121 to the last digit from the pages of torchvision.
 PUBLISHED = [
     (ResnetSettings(depth=20), CIFAR, 10, 269_722),
     (ResnetSettings(depth=56), CIFAR, 10, 853_018),

@@ -209,7 +209,7 @@ def test_a_training_too_short_for_the_plan_is_named(tmp_path: Path):
 
 
 def test_label_smoothing_is_refused_for_regression(tmp_path: Path):
-    with pytest.raises(UserInputError, match="train.label_smoothing is for classification, got 0.1"):
+    with pytest.raises(UserInputError, match="train.label_smoothing is for classes and tokens, got 0.1"):
         run(
             load_config(EXPERIMENTS / "mlp_teacher_student.yaml", ["train.label_smoothing=0.1", f"run.root={tmp_path}"])
         )

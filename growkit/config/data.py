@@ -19,6 +19,7 @@ __all__ = [
     "NpzSettings",
     "SplitSettings",
     "TeacherSettings",
+    "TextSettings",
 ]
 
 
@@ -125,6 +126,18 @@ class TeacherSettings(DataSettings):
     teacher_seed: Seed = 0
 
 
+class TextSettings(DataSettings):
+    """A text as bytes, for language models: each is predicted from those before it.
+
+    path: a UTF-8 file; null takes the docstrings of Python's standard library, which are there wherever Python is.
+    length: bytes of a window; windows lie side by side, and are what is split and counted.
+    """
+
+    name: Literal["text"] = "text"
+    path: str | None = None
+    length: Annotated[int, Field(ge=2)] = 128
+
+
 class MemorySettings(ImageSettings):
     """Data handed over in Python, to `growkit.grow`; a file can only record that they were."""
 
@@ -132,7 +145,7 @@ class MemorySettings(ImageSettings):
 
 
 AnyData = Annotated[
-    DigitsSettings | Cifar10Settings | Cifar100Settings | NpzSettings | TeacherSettings | MemorySettings,
+    DigitsSettings | Cifar10Settings | Cifar100Settings | NpzSettings | TeacherSettings | TextSettings | MemorySettings,
     BY_NAME,
     named("digits"),
 ]

@@ -19,6 +19,7 @@ from growkit.config.image_models import (
     WrnSettings,
 )
 from growkit.config.model_base import Activation, ModelSettings, Norm, Width
+from growkit.config.sequence_models import GptSettings, LstmSettings
 
 __all__ = [
     "CALLABLE_PATH",
@@ -28,7 +29,9 @@ __all__ = [
     "AnyModel",
     "CallableModelSettings",
     "DensenetSettings",
+    "GptSettings",
     "LiveModelSettings",
+    "LstmSettings",
     "MlpSettings",
     "MobilenetSettings",
     "ModelSettings",
@@ -96,6 +99,8 @@ AnyModel = Annotated[
     | Annotated[MobilenetSettings, Tag("mobilenet")]
     | Annotated[DensenetSettings, Tag("densenet")]
     | Annotated[VitSettings, Tag("vit")]
+    | Annotated[LstmSettings, Tag("lstm")]
+    | Annotated[GptSettings, Tag("gpt")]
     | Annotated[LiveModelSettings, Tag("live")]
     | Annotated[CallableModelSettings, Tag("callable")],
     Discriminator(_kind),

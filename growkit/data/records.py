@@ -13,10 +13,10 @@ from growkit.config.data import AugmentSettings
 from growkit.data.augment import normalise
 from growkit.errors import DataError
 
-__all__ = ["CLASSIFICATION", "REGRESSION", "SPLITS", "Data", "Source", "Split"]
+__all__ = ["CLASSIFICATION", "LANGUAGE", "REGRESSION", "SPLITS", "Data", "Source", "Split"]
 
 SPLITS = ("train", "validate", "diagnose", "accept", "test")
-CLASSIFICATION, REGRESSION = "classification", "regression"
+CLASSIFICATION, REGRESSION, LANGUAGE = "classification", "regression", "language"
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Split:
 
     Attributes:
         inputs: uint8 images [N, C, H, W], normalised when a batch is made; or floats [N, ...], used as they are.
-        targets: int64 classes [N], or float32 [N, K] for regression.
+        targets: int64 classes [N], float32 [N, K] for regression, or int64 tokens [N, T] for language.
     """
 
     inputs: Tensor
@@ -51,16 +51,20 @@ class Source:
         name: what error messages and records call it.
         pool: the samples to split.
         own: splits the source brings itself, such as an official test set.
+        vocabulary: how many tokens there are, where samples are sequences of them.
     """
 
     name: str
     pool: Split
     own: dict[str, Split]
+    vocabulary: int | None = None
 
     @property
     def task(self) -> str:
-        """The task, by the targets: whole numbers are classes."""
-        return REGRESSION if self.pool.targets.is_floating_point() else CLASSIFICATION
+        """The task, by the targets: whole numbers are classes, or tokens where there is one for each position."""
+        if self.pool.targets.is_floating_point():
+            return REGRESSION
+        return CLASSIFICATION if self.vocabulary is None else LANGUAGE
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +73,11 @@ class Data:
 
     Attributes:
         name: the source's name.
-        task: "classification" or "regression".
+        task: "classification", "regression" or "language".
         splits: the splits train, validate, diagnose, accept and test; any but train may be empty.
         indices: which samples of the source each split holds; of a test set in a file of its own: of that file.
         input_shape: shape of one input.
-        num_outputs: classes, or regression targets per sample.
+        num_outputs: classes, regression targets per sample, or tokens of the vocabulary.
         mean: of the train split, [C] per channel, in the units of the stored numbers; [0] for floats (left untouched).
         std: likewise; [1] for floats.
         augment: augmentation of training batches.

@@ -21,10 +21,12 @@ from growkit.config.data import (
     MemorySettings,
     NpzSettings,
     TeacherSettings,
+    TextSettings,
 )
 from growkit.data.checks import check_classes, check_finite
 from growkit.data.records import Data, Source, Split
 from growkit.data.splits import assemble
+from growkit.data.text import read_text
 from growkit.errors import DataError
 
 __all__ = ["load_data", "read_source"]
@@ -57,6 +59,8 @@ def read_source(settings: DataSettings) -> Source:
             return _npz(Path(settings.path))
         case TeacherSettings():
             return _teacher(settings)
+        case TextSettings():
+            return read_text(settings)
         case MemorySettings():
             raise DataError(
                 "data 'memory' are handed over in Python, as growkit.grow(model, train); a file must name a source"

@@ -126,6 +126,8 @@ def _test_split(
 
 
 def _num_outputs(source: Source) -> int:
+    if source.vocabulary is not None:
+        return source.vocabulary
     if source.task == CLASSIFICATION:
         return int(source.pool.targets.max()) + 1
     return source.pool.targets.shape[1]

@@ -45,7 +45,7 @@ def data_from_user(
     A Dataset is read once into memory, a DataLoader's dataset likewise, so random transforms freeze at what they gave
     that once: use `augment` instead. uint8 inputs must be images [N, C, H, W] and are normalised per channel; floats
     and token numbers are left untouched. Whole-number targets [N] are classes 0 .. K-1; floats [N] or [N, K] are
-    regression targets.
+    regression targets; whole numbers [N, T], one for each of the token numbers [N, T], are tokens to predict.
 
     Args:
         train: the pool that is split into train and whatever is not given.
@@ -69,7 +69,7 @@ def data_from_user(
         share = split.validate_ if part == "validate" else split.test
         if share and (part if part == "test" else "validate_") in split.model_fields_set:
             raise DataError(f"split.{part} must be left out where {part} data are given, got {share:g}")
-    source = Source(name, pool, own)
+    source = Source(name, pool, own, _vocabulary(name, pool, own))
     if source.task == CLASSIFICATION:
         check_classes(f"data {name!r}", "train targets", pool.targets, {f"{k} targets": own[k].targets for k in own})
     return assemble(source, split, split_seed, augment, limit)
@@ -162,11 +162,28 @@ def _targets(where: str, targets: Tensor) -> Tensor:
     if targets.is_floating_point() and targets.dim() in (1, 2):
         check_finite(f"{where}: targets", targets)
         return targets.float() if targets.dim() == 2 else targets.float()[:, None]
-    if not targets.is_floating_point() and not targets.is_complex() and targets.dim() == 1:
+    if not targets.is_floating_point() and not targets.is_complex() and targets.dim() in (1, 2):
         return targets.long()
     raise DataError(
-        f"{where}: targets must be classes [N] or floats [N] or [N, K], got {targets.dtype} {list(targets.shape)}"
+        f"{where}: targets must be classes [N], tokens [N, T] or floats [N] or [N, K], got {targets.dtype} "
+        f"{list(targets.shape)}"
     )
+
+
+def _vocabulary(name: str, pool: Split, own: dict[str, Split]) -> int | None:
+    """The number of tokens, where there is one to predict for each one given."""
+    if pool.targets.is_floating_point() or pool.targets.dim() == 1:
+        return None
+    if pool.inputs.is_floating_point() or pool.inputs.shape != pool.targets.shape:
+        raise DataError(
+            f"data {name!r}: targets must be classes [N] or floats [N] or [N, K], or tokens [N, T] where inputs are "
+            f"token numbers [N, T]; got {pool.targets.dtype} {list(pool.targets.shape)} for inputs {pool.inputs.dtype} "
+            f"{list(pool.inputs.shape)}"
+        )
+    tokens = [one for split in (pool, *own.values()) for one in (split.inputs, split.targets)]
+    if min(int(one.min()) for one in tokens) < 0:
+        raise DataError(f"data {name!r}: token numbers must be >= 0, got {min(int(one.min()) for one in tokens)}")
+    return 1 + max(int(one.max()) for one in tokens)
 
 
 def _check_alike(name: str, pool: Split, part: str, read: Split) -> None:

@@ -13,7 +13,9 @@ from torch.func import functional_call
 from growkit.config.models import (
     CallableModelSettings,
     DensenetSettings,
+    GptSettings,
     LiveModelSettings,
+    LstmSettings,
     MlpSettings,
     MobilenetSettings,
     ModelSettings,
@@ -24,6 +26,8 @@ from growkit.config.models import (
 )
 from growkit.errors import ModelError
 from growkit.models.densenet import DenseNet
+from growkit.models.gpt import GPT
+from growkit.models.lstm import LSTM
 from growkit.models.mlp import MLP
 from growkit.models.mobilenet import MobileNet
 from growkit.models.resnet import ResNet
@@ -68,6 +72,10 @@ def _build(settings: ModelSettings, input_shape: tuple[int, ...], num_outputs: i
             return DenseNet(settings, input_shape, num_outputs)
         case VitSettings():
             return ViT(settings, input_shape, num_outputs)
+        case LstmSettings():
+            return LSTM(settings, input_shape, num_outputs)
+        case GptSettings():
+            return GPT(settings, input_shape, num_outputs)
         case CallableModelSettings():
             return _call(settings)
         case LiveModelSettings():
@@ -114,11 +122,12 @@ def check_output(model: nn.Module, example: Tensor, num_outputs: int, task: str)
     Args:
         model: any module; its mode, buffers and torch's random state stay as they are.
         example: inputs [B, ...] on the model's device.
-        num_outputs: classes or regression targets.
-        task: "classification" or "regression", for the message.
+        num_outputs: classes, regression targets or tokens.
+        task: "classification", "regression" or "language".
 
     Raises:
-        ModelError: the model does not take the inputs, or its output is not [B, num_outputs].
+        ModelError: the model does not take the inputs, or its output is not [B, num_outputs], for language
+            [B, T, num_outputs].
     """
     try:
         output = _evaluate(model, example)
@@ -126,13 +135,15 @@ def check_output(model: nn.Module, example: Tensor, num_outputs: int, task: str)
         raise ModelError(
             f"the model does not take inputs {list(example.shape)} of {example.dtype}: {type(error).__name__}: {error}"
         ) from error
+    wanted = [*(example.shape if task == "language" else example.shape[:1]), num_outputs]
     if not isinstance(output, Tensor):
-        raise ModelError(f"the model must return one tensor [B, {num_outputs}], got {type(output).__name__}")
-    if output.shape != (len(example), num_outputs):
-        noun = "classes" if task == "classification" else "targets"
+        shape = ", ".join(map(str, ("B", *wanted[1:])))
+        raise ModelError(f"the model must return one tensor [{shape}], got {type(output).__name__}")
+    if list(output.shape) != wanted:
+        noun = {"classification": "classes", "language": "tokens"}.get(task, "targets")
         raise ModelError(
             f"the model gives {list(output.shape)} outputs for {len(example)} inputs, the data have {num_outputs} "
-            f"{noun}; it must give [{len(example)}, {num_outputs}]"
+            f"{noun}; it must give {wanted}"
         )
 
 

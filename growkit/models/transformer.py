@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["Attention", "Block", "init_transformer"]
+__all__ = ["MLP_RATIO", "Attention", "Block", "init_transformer", "make_mlp"]
+
+MLP_RATIO = 4  # hidden units of an MLP, in sizes of the stream
 
 
 class Attention(nn.Module):

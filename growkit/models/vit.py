@@ -8,11 +8,9 @@ from torch import Tensor, nn
 from growkit.config.models import PUBLISHED_VITS, VitSettings
 from growkit.errors import ModelError
 from growkit.models.conv import num_channels, scaled
-from growkit.models.transformer import Block, init_transformer
+from growkit.models.transformer import MLP_RATIO, Block, init_transformer
 
 __all__ = ["ViT"]
-
-MLP_RATIO = 4
 
 
 class ViT(nn.Module):

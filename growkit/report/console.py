@@ -178,6 +178,7 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
             scores.append(
                 f"{split} "
                 + (f"{accuracy:.2%} " if accuracy is not None else "")
+                + (f"perplexity {result[split]['perplexity']:.3f} " if "perplexity" in result[split] else "")
                 + f"(loss {result[split]['loss']:.4f})"
             )
     folder = result["folder"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import growkit
+from growkit.config import load_config
 from growkit.config.train import (
     AdaBoundSettings,
     AdamSettings,
@@ -221,3 +222,17 @@ def test_radii_fall_from_one_to_their_end(schedule, halfway):
 def test_settings_that_do_not_fit_the_model_name_their_place():
     with pytest.raises(UserInputError, match=r"train.optimizer: SAM: moved must choose .*, got '9.\*'"):
         made(SAMSettings(moved=["9.*"]), model())
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ("{name: asam, adaptive: false}", "optimizer.adaptive: must be one of true, all, got false"),
+        ("{name: adabound, decoupled: maybe}", "optimizer.decoupled: must be one of false, true, fixed, got 'maybe'"),
+        ("{name: amsbound, paper: book}", "optimizer.paper: must be one of false, true, slides, got 'book'"),
+    ],
+)
+def test_a_choice_in_a_file_names_all_there_are(given, rule, tmp_path):
+    (tmp_path / "c.yaml").write_text(f"train: {{optimizer: {given}}}\n")
+    with pytest.raises(UserInputError, match=rule):
+        load_config(tmp_path / "c.yaml")

@@ -60,8 +60,9 @@ def test_the_radius_follows_a_schedule():
         for radius in expected:
             weight.grad = torch.ones(1)
             at = weight.item()
-            optimizer.first_step(zero_grad=False)
+            optimizer.first_step()
             assert weight.item() - at == pytest.approx(radius)
+            weight.grad = torch.ones(1)
             optimizer.second_step()
             optimizer.param_groups[0]["lr"] *= 0.1
 
@@ -255,7 +256,7 @@ def test_in_two_calls_too_a_first_gradient_that_is_not_finite_skips_the_step(sca
     loss_of = closure_of(model, *batch())
     loss_of()
     model[0].weight.grad.fill_(math.inf)
-    assert optimizer.first_step() is False
+    assert optimizer.first_step(scaler=scaler) is False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if scaler is None:

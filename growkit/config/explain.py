@@ -102,7 +102,8 @@ def _rule(detail: ErrorDetails, value: Any) -> str:
         return f"must be {sign} {context[limit]:g}, got {_shown(value)}"
     if kind == "literal_error":
         return _choice(
-            [first or second for first, second in re.findall(r"'([^']*)'|(\d+)", context["expected"])], value
+            [text or other.lower() for text, other in re.findall(r"'([^']*)'|(\d+|True|False)", context["expected"])],
+            value,
         )
     if kind == "too_short":
         least = context["min_length"]

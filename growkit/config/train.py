@@ -85,8 +85,8 @@ class AdaBoundSettings(Settings):
     gamma: NonNegative = 1e-3
     eps: Annotated[float, Field(gt=0.0)] = 1e-8
     weight_decay: NonNegative = 0.0
-    decoupled: bool | Literal["fixed"] = False
-    paper: bool | Literal["slides"] = False
+    decoupled: Literal[False, True, "fixed"] = False
+    paper: Literal[False, True, "slides"] = False
     root_decay: bool = False
     compile: bool = False
 

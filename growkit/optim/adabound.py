@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from growkit.errors import UserInputError
-from growkit.optim.bounded_step import bounded_step
+from growkit.optim.bounded_step import HALVES, bounded_step
 from growkit.optim.checks import Range, check_choice, check_ranges, check_state, check_whole
 from growkit.optim.compiled import compiled_kernel
 from growkit.optim.rates import Rates
@@ -38,7 +39,8 @@ class AdaBound(torch.optim.Optimizer):
     m is not bias-corrected behind the clipping: the late phase is SGD of rate F with dampened momentum, 1 / (1 - beta1)
     times slower than `torch.optim.SGD(lr=F, momentum=beta1)`.
 
-    Every parameter counts its own steps, so that those which join late begin as all others did.
+    Every parameter counts its own steps, so that those which join late begin as all others did. Those in fp16 or bf16
+    have their means in fp32, in which alone the squares of small gradients are not 0.
 
     Args:
         params: parameters, or groups of them.
@@ -99,13 +101,21 @@ class AdaBound(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its present lr is what its bounds belong to."""
+        """Add a group; its present lr is what its bounds belong to.
+
+        Raises:
+            UserInputError: a setting is out of its range, or a parameter is on the meta device.
+        """
         _check(type(self).__name__, {**self.defaults, **param_group})
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        if any(parameter.is_meta for parameter in group["params"]):
+            self.param_groups.pop()
+            name = type(self).__name__
+            raise UserInputError(f"{name}: parameters must hold numbers, got some on the meta device; use to_empty()")
         group.setdefault("base_lr", float(group["lr"]))
         if group["compile"]:
-            for device, dtype in {(parameter.device, parameter.dtype) for parameter in group["params"]}:
+            for device, dtype in {(parameter.device, _wide(parameter)) for parameter in group["params"]}:
                 compiled_kernel(device, dtype, group["amsbound"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -114,10 +124,23 @@ class AdaBound(torch.optim.Optimizer):
         Raises:
             UserInputError: it is of other groups or shapes, or its settings are out of range.
         """
-        check_state(type(self).__name__, self, state_dict)
-        for group in state_dict["param_groups"]:
-            _check(type(self).__name__, group)
-        super().load_state_dict(state_dict)
+        name, taken = type(self).__name__, dict(state_dict)
+
+        def check(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> None:
+            """As a hook after those of others, which may have made another one of it."""
+            check_state(name, self, adapted)
+            for group in adapted["param_groups"]:
+                _check(name, group)
+            taken.update(adapted)
+
+        with self.register_load_state_dict_pre_hook(check):
+            super().load_state_dict(state_dict)
+        keys = chain(*(group["params"] for group in taken["param_groups"]))
+        for parameter, key in zip(chain(*(group["params"] for group in self.param_groups)), keys, strict=True):
+            if parameter.dtype in HALVES:  # torch has made halves of their means
+                for kept, value in taken["state"].get(key, {}).items():
+                    if kept in MEANS:
+                        self.state[parameter][kept] = value.to(parameter.device, torch.float32)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; parameters without a gradient stay.
@@ -173,7 +196,7 @@ class AdaBound(torch.optim.Optimizer):
         return parameters
 
     def _step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        kept = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if group["amsbound"] else 2]
+        kept = MEANS[: 3 if group["amsbound"] else 2]
         together: dict[int, list[tuple[Tensor, ...]]] = {}
         for parameter in parameters:
             state = self._state_of(parameter, group["amsbound"])
@@ -187,10 +210,10 @@ class AdaBound(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg"] = torch.zeros_like(parameter, dtype=_wide(parameter))
+            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=_wide(parameter))
         if amsbound and "max_exp_avg_sq" not in state:
-            state["max_exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["max_exp_avg_sq"] = torch.zeros_like(parameter, dtype=_wide(parameter))
         return state
 
 
@@ -201,6 +224,7 @@ class AMSBound(AdaBound):
         super().__init__(params, lr, **settings, amsbound=True)
 
 
+MEANS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 RANGES = {
     "lr": Range(0.0),
     "final_lr": Range(0.0, open_below=True),
@@ -210,6 +234,11 @@ RANGES = {
     "beta1": Range(0.0, 1.0),
     "beta2": Range(0.0, 1.0),
 }
+
+
+def _wide(parameter: Tensor) -> torch.dtype:
+    """The type of its means."""
+    return torch.float32 if parameter.dtype in HALVES else parameter.dtype
 
 
 def _check(owner: str, group: dict[str, Any]) -> None:

@@ -23,9 +23,20 @@ from torch._utils import _flatten_dense_tensors
 
 from growkit.optim.blocks import are_even, blocks, scratch
 
-__all__ = ["Pull", "WalkedPull", "norm_of", "pulls_of", "sensitive_steps"]
+__all__ = [
+    "LEAST",
+    "Pull",
+    "WalkedPull",
+    "as_reals",
+    "in_units",
+    "largest_entry",
+    "norm_of",
+    "pulls_of",
+    "sensitive_steps",
+]
 
 SMALL = 16_384  # entries of a tensor
+LEAST = 1e-15  # of norms: what squares in fp32 lose below their least number is nothing beside it
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -35,27 +46,27 @@ class Pull(NamedTuple):
     Attributes:
         parameters: in their order.
         direction: T^2 g, or T sign(g) for the infinity norm; of each parameter.
-        measured: T g, of which the norm is taken; for the infinity norm, which needs none, g.
+        measured: T g, of which the norm is taken, complex entries as pairs; for the infinity norm, which needs none, g.
     """
 
     parameters: list[Tensor]
     direction: list[Tensor]
     measured: list[Tensor]
 
-    def squares(self, dtype: torch.dtype | None = None) -> float:
-        """The sum of squares of what is measured, read by the host; in the type `dtype`, or at least in fp32."""
+    def squares(self) -> float:
+        """The sum of squares of what is measured, at least in fp32, read by the host."""
         own = self.measured[0].dtype
-        dtype = dtype or (torch.float32 if own in HALVES else own)
+        dtype = torch.float32 if own in HALVES else own
         small = [one for one in self.measured if one.numel() <= SMALL]
         found = 0.0
         if small:  # copied into one, for a norm costs more than the copy of a small tensor
             together = _flatten_dense_tensors(small)
             together = together if together.dtype == dtype else together.to(dtype)
-            together = torch.view_as_real(together).flatten() if together.is_complex() else together
             found += together.dot(together).item()
         if len(small) < len(self.measured):
             large = [one for one in self.measured if one.numel() > SMALL]
-            found += torch.linalg.vector_norm(torch.stack(torch._foreach_norm(large, 2, dtype=dtype))).item() ** 2
+            norms = torch.stack(torch._foreach_norm(large, 2, dtype=dtype))
+            found += norms.dot(norms).item()
         return found
 
     def move(self, factor: float) -> None:
@@ -80,12 +91,12 @@ class WalkedPull(NamedTuple):
     gradient: Tensor
     eta: float
 
-    def squares(self, dtype: torch.dtype | None = None) -> float:
-        """The sum of squares of T g, in the type `dtype`, or in that of the weights."""
+    def squares(self) -> float:
+        """The sum of squares of T g, in the type of the weights, read by the host."""
         found = 0.0
         for weight, gradient in blocks((self.parameters[0], self.gradient)):
-            sizes = self._sizes(weight)
-            found += torch.linalg.vector_norm(sizes.mul_(gradient), dtype=dtype).item() ** 2
+            norm = torch.linalg.vector_norm(self._sizes(weight).mul_(gradient)).item()
+            found += norm * norm
         return found
 
     def move(self, factor: float) -> None:
@@ -108,7 +119,7 @@ def pulls_of(
     """The direction of the ascent for parameters with gradients.
 
     Args:
-        parameters: of one device and type.
+        parameters: of one device and type; complex ones for T = 1 alone.
         gradients: dense ones; they are not changed.
         eta: added to the T of ASAM; None for T = 1.
         infinite: the norm is the largest entry.
@@ -120,7 +131,8 @@ def pulls_of(
             signs = [size * sign for size, sign in zip(_sizes(parameters, eta, filters), signs, strict=True)]
         return [Pull(parameters, signs, gradients)]
     if eta is None:
-        return [Pull(parameters, gradients, gradients)]
+        measured = [as_reals(one) for one in gradients] if gradients[0].is_complex() else gradients
+        return [Pull(parameters, gradients, measured)]
     walked: list[Pull | WalkedPull] = []
     others: tuple[list[Tensor], list[Tensor]] = [], []
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -166,11 +178,30 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def norm_of(pulls: Sequence[Pull | WalkedPull]) -> float:
-    """The root of the sum of squares of what is measured, over all of them; not finite only if an entry is not."""
-    squares = sum([pull.squares() for pull in pulls])
-    if not 0.0 < squares < math.inf:  # in fp32 the square of 1e20 is infinite, and that of 1e-23 is 0
-        squares = sum([pull.squares(torch.float64) for pull in pulls])
-    return math.sqrt(squares)
+    """The root of the sum of squares of what is measured, over all of them.
+
+    Below `LEAST`, or infinite, it may be that of squares which the type cannot hold, though it holds the entries.
+    """
+    return math.sqrt(sum([pull.squares() for pull in pulls]))
+
+
+def as_reals(tensor: Tensor) -> Tensor:
+    """Complex entries as pairs of real ones; real ones as they are."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def largest_entry(tensors: Sequence[Tensor]) -> float:
+    """The largest size of a real entry, read by the host; NaN if one is not finite."""
+    dense = [one if one.layout == torch.strided else one.to_dense() for one in tensors if one.numel()]
+    sizes = [as_reals(one).abs().max().item() for one in dense]
+    return max(sizes, default=0.0) if all(map(math.isfinite, sizes)) else math.nan
+
+
+def in_units(tensor: Tensor, unit: float) -> Tensor:
+    """A tensor in float64, divided by the size that shall be 1."""
+    if tensor.is_complex():
+        return torch.view_as_complex(in_units(as_reals(tensor), unit))
+    return tensor.double() / tensor.new_tensor(unit, dtype=torch.float64)  # a number's reciprocal may be infinite
 
 
 def sensitive_steps(
@@ -189,7 +220,7 @@ def sensitive_steps(
         parameters: in their order.
         gradients: made with create_graph.
         normalised: for which of them T is that of ASAM.
-        radii: rho of each parameter.
+        radii: rho of each parameter, less than 0 where the loss is climbed.
         infinite: the norm is the largest entry.
         etas: what is added to T of each.
         filters: along which dimension filters lie, for the weights whose T is the norm of their filter.
@@ -205,10 +236,19 @@ def sensitive_steps(
     once = [size * gradient for size, gradient in zip(sizes, wide, strict=True)]
     if not once:
         return {}
-    length = torch.stack([one.square().sum() for one in once]).sum().sqrt()
-    if not float(length.detach()):
+    unit = _largest_of(once)  # the steps are the same for every unit of the gradients, so are their derivatives
+    if unit is None:
         return {w: torch.zeros_like(w) for w in parameters}
+    once = [one / unit for one in once]
+    length = torch.stack([as_reals(one).square().sum() for one in once]).sum().sqrt()
     return {w: rho * size * one / length for w, rho, size, one in zip(parameters, radii, sizes, once, strict=True)}
+
+
+def _largest_of(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The largest size of a real entry, infinite or NaN if one is; None where all are 0."""
+    sizes = [as_reals(one.detach()).abs().max() for one in tensors if one.numel()]
+    largest = torch.stack(sizes).max() if sizes else None
+    return largest if largest is not None and float(largest) else None
 
 
 def _size(weight: Tensor, eta: float, filter_dim: int | None) -> Tensor:

@@ -33,18 +33,19 @@ def bounded_step(groups: Sequence[Group], rates: Rates, compiled: bool = False) 
 
     Args:
         groups: per parameter itself, its gradient, the mean, the mean square, and for AMSBound the largest mean
-            square; of any devices and types.
+            square; of any devices and types, halves with means in fp32.
         rates: the numbers.
         compiled: large parameters go through one kernel each.
     """
     alike: dict[tuple[torch.device, torch.dtype, bool], list[Group]] = {}
     for group in groups:
         first = group[0]
+        if first.dtype in HALVES:
+            _in_fp32(group, rates, compiled)
+            continue
         size, even = first.numel(), are_even(group)
         if compiled and even and size >= LEAST and rates.step:
             compiled_kernel(first.device, first.dtype, len(group) > 4)(flat(group), rates)
-        elif first.dtype in HALVES:
-            _in_fp32(group, rates)
         elif even and size > SMALL and first.is_cpu:
             _walk(group, rates)
         elif size:
@@ -53,12 +54,13 @@ def bounded_step(groups: Sequence[Group], rates: Rates, compiled: bool = False) 
         _together([list(each) for each in zip(*members, strict=True)], rates, fused)
 
 
-def _in_fp32(group: Group, rates: Rates) -> None:
+def _in_fp32(group: Group, rates: Rates, compiled: bool) -> None:
     """The step of a half, in which eps and the square of a small gradient would be 0."""
     wide = tuple(one.float() for one in group)
-    bounded_step([wide], rates)
-    for kept, result in zip((group[0], *group[2:]), (wide[0], *wide[2:]), strict=True):
-        kept.copy_(result)
+    bounded_step([wide], rates, compiled)
+    for kept, result in zip(group, wide, strict=True):
+        if kept is not result and kept is not group[1]:
+            kept.copy_(result)
 
 
 def _walk(group: Group, rates: Rates) -> None:

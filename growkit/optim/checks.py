@@ -72,7 +72,10 @@ def check_whole(owner: str, name: str, value: Any) -> None:
 
 
 NOT_SAVED = {"param_names", "initial_lr"}  # that may have come up since
-MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+# what torch's optimizers keep for every weight
+MOMENTS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg"} | {
+    *("grad_avg", "acc_delta", "sum", "ax", "prev", "step_size")
+}
 
 
 def check_state(owner: str, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
@@ -84,7 +87,7 @@ def check_state(owner: str, optimizer: torch.optim.Optimizer, state_dict: Mappin
         state_dict: what its `state_dict` gave, perhaps for other parameters.
 
     Raises:
-        UserInputError: another number of groups or parameters, or a moving mean of another shape than its parameter.
+        UserInputError: another number of groups or parameters, or what was saved for a parameter has another shape.
     """
     if not {"state", "param_groups"} <= {*state_dict}:
         raise UserInputError(
@@ -105,10 +108,27 @@ def check_state(owner: str, optimizer: torch.optim.Optimizer, state_dict: Mappin
                 f"was it saved by another kind?"
             )
     for number, (parameter, key) in enumerate(zip(chain(*ours), chain(*saved), strict=True)):
-        for name in MOMENTS:
-            value = state_dict["state"].get(key, {}).get(name)
-            if isinstance(value, Tensor) and value.shape != parameter.shape:
-                raise UserInputError(
-                    f"{owner}: {name} of parameter {number} must have its shape {tuple(parameter.shape)}, got "
-                    f"{tuple(value.shape)}; a state fits the widths that it was saved at"
-                )
+        present = optimizer.state.get(parameter, {})
+        for name, shape in _misfits(parameter, state_dict["state"].get(key, {}), present).items():
+            raise UserInputError(
+                f"{owner}: {name} of parameter {number} must have its shape {tuple(parameter.shape)}, got "
+                f"{tuple(shape)}; a state fits the widths that it was saved at"
+            )
+
+
+def _misfits(parameter: Tensor, saved: Any, present: Mapping[str, Any]) -> dict[str, torch.Size]:
+    """The shapes of what was saved that belong to another parameter.
+
+    Optimizers may keep tensors of shapes of their own, as means over rows. So one of an unknown name is refused only
+    where none has the parameter's shape, and it differs from the present one, or from all that its extents allow.
+    """
+    shapes = {name: one.shape for name, one in saved.items() if isinstance(one, Tensor) and one.dim()}
+    wrong = {name: shape for name, shape in shapes.items() if name in MOMENTS and shape != parameter.shape}
+    if wrong or parameter.shape in shapes.values():
+        return wrong
+    for name, shape in shapes.items():
+        known = present.get(name)
+        explained = len(shape) != parameter.dim() or {*shape} <= {1, *parameter.shape}
+        if not (known.shape == shape if isinstance(known, Tensor) else explained):
+            wrong[name] = shape
+    return wrong

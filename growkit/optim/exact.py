@@ -38,7 +38,8 @@ def exact_gradient(
             raise UserInputError("SAM with second_order needs dense gradients, got a sparse one; use sparse=False")
         pairs = zip(trained, gradients, strict=True)
         steps = steps_of({one: gradient for one, gradient in pairs if gradient is not None})
-    if not all(bool(step.isfinite().all()) for step in steps.values()):
+    looked_at = [gradient for one, gradient in zip(trained, gradients, strict=True) if one in steps]
+    if not all(bool(one.isfinite().all()) for one in (*looked_at, *steps.values())):
         return loss.detach(), False
     kept = {parameter: parameter.detach().clone() for parameter in steps}
     buffers = KeptBuffers(model)

@@ -5,16 +5,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 
-from growkit.optim.ascent import HALVES, Pull, norm_of
+from growkit.errors import UserInputError
+from growkit.optim.ascent import LEAST, Pull, as_reals, in_units, largest_entry, norm_of
 
-__all__ = ["Scaler", "final_step"]
+__all__ = ["Scaler", "final_step", "tell_overflow", "usable"]
 
 Scaler = torch.amp.GradScaler | None
+
+
+def usable(optimizer: Any, scaler: Scaler) -> Scaler:
+    """The scaler that SAM was given, or None for one that is switched off.
+
+    Raises:
+        UserInputError: it was used in a way that cannot work.
+    """
+    if getattr(optimizer, "grad_scale", None) is not None:
+        del optimizer.grad_scale, optimizer.found_inf  # which its step would have taken away
+        raise UserInputError("SAM steps through a scaler itself: call step(closure, scaler=scaler)")
+    if scaler is None or not scaler.is_enabled():
+        return None
+    if id(optimizer) in getattr(scaler, "_per_optimizer_states", ()):
+        raise UserInputError("SAM's gradients are those of its base: call scaler.unscale_(optimizer.base)")
+    return scaler
 
 
 def final_step(base: torch.optim.Optimizer, trained: Sequence[Tensor], clip: float | None, scaler: Scaler) -> None:
@@ -37,17 +57,37 @@ def final_step(base: torch.optim.Optimizer, trained: Sequence[Tensor], clip: flo
         _step_scaled(base, trained, scaler)
 
 
+def tell_overflow(base: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Let a scaler know of a first gradient that was not finite, in the place of a step: it sees only the present ones.
+
+    Args:
+        base: the optimizer, with gradients; they may be unscaled already.
+        scaler: that scaled the loss.
+    """
+    state = scaler._per_optimizer_states[id(base)]
+    if state["stage"] is OptState.READY:
+        scaler._check_inf_per_device(base)
+    for found in state["found_inf_per_device"].values():
+        found.fill_(1.0)
+    state["stage"] = OptState.STEPPED
+
+
 def _clip(trained: Sequence[Tensor], clip: float) -> None:
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    if not any(gradient.dtype in HALVES for gradient in gradients):
-        torch.nn.utils.clip_grad_norm_(trained, clip)
-        return
-    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for gradient in gradients:  # in fp32 at least, for the norm of halves soon is no half any more
-        alike.setdefault((gradient.device, gradient.dtype), []).append(gradient)
-    factor = clip / (norm_of([Pull(each, each, each) for each in alike.values()]) + 1e-6)
-    if factor < 1.0:
+    dense = [one if one.layout == torch.strided else one.to_dense() for one in gradients]
+    norm = _norm(dense)
+    if not LEAST < norm < math.inf and math.isfinite(unit := largest_entry(dense)):
+        norm = unit * _norm(in_units(one, unit) for one in dense) if unit else 0.0
+    if not (factor := clip / (norm + 1e-6)) >= 1.0:
         torch._foreach_mul_(gradients, factor)
+
+
+def _norm(gradients: Iterable[Tensor]) -> float:
+    """In fp32 at least, for the norm of halves soon is no half any more."""
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for gradient in gradients:
+        alike.setdefault((gradient.device, gradient.dtype), []).append(as_reals(gradient))
+    return norm_of([Pull(each, each, each) for each in alike.values()])
 
 
 def _complete_momenta(base: torch.optim.Optimizer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from growkit.errors import UserInputError
-from growkit.optim.ascent import Pull, WalkedPull, norm_of, pulls_of, sensitive_steps
+from growkit.optim.ascent import LEAST, Pull, WalkedPull, in_units, largest_entry, norm_of, pulls_of, sensitive_steps
 from growkit.optim.checks import Range, check_ranges
 
-__all__ = ["Moved", "Neighbourhood", "Schedule"]
+__all__ = ["Moved", "Moves", "Neighbourhood", "Schedule", "patterns_of"]
 
 Group = dict[str, Any]
 Schedule = Callable[[int], float] | Literal["lr"] | None
@@ -53,9 +53,9 @@ class Neighbourhood:
         """Find out which parameters are weights, filters, and moved; anew if the groups hold others than before.
 
         Raises:
-            UserInputError: the choice of parameters, or ASAM's of weights, is of none.
+            UserInputError: the choice of parameters, or ASAM's of weights, is of none, or of complex ones.
         """
-        if self.moved == "all" and not any(group["adaptive"] for group in groups):
+        if self.moved == "all" and self.norm == 2 and not any(group["adaptive"] for group in groups):
             return
         held = [one for group in groups for one in group["params"]]
         seen = tuple(map(id, held))
@@ -73,8 +73,13 @@ class Neighbourhood:
                 f"{self.owner}: adaptive=True normalises the parameters of the model with 'weight' in their name, got "
                 f"none among {len(named)}; use adaptive='all'"
             )
-        if any(one.is_complex() for group in groups if group["adaptive"] for one in group["params"]):
-            raise UserInputError(f"{self.owner}: adaptive needs real parameters, got a complex one")
+        for group in groups:
+            rule = "adaptive" if group["adaptive"] else "norm=inf" if self.norm == math.inf else None
+            if rule and any(one.is_complex() for one in group["params"]):
+                raise UserInputError(
+                    f"{self.owner}: {rule} needs real parameters, got a complex one; use adaptive=False and norm=2, or "
+                    f"torch.view_as_real"
+                )
 
     def moves(self, groups: Sequence[Group], steps: int, scale: float = 1.0) -> Moves | None:
         """What is added to which weights, as directions with factors; None where a gradient is not finite.
@@ -87,13 +92,20 @@ class Neighbourhood:
         self.look_at(groups)
         moves: Moves = []
         for together in self._scopes(groups):
-            pulls = [(pull, self._radius(group, steps)) for group in together for pull in self._pulls(group)]
+            pulls, unit = [(pull, group) for group in together for pull in self._pulls(group)], 1.0
             length = norm_of([pull for pull, _ in pulls])
-            if not math.isfinite(length):
-                return None
-            if self.norm == math.inf:
-                length = 1.0
-            moves += [(pull, min(self.inner_lr / scale, radius / length) if length else 0.0) for pull, radius in pulls]
+            if not LEAST < length < math.inf:
+                unit = largest_entry(self._gradients(together))
+                if unit and math.isfinite(unit) and self.norm == 2:
+                    pulls = [(pull, group) for group in together for pull in self._pulls(group, unit)]
+                    length = norm_of([pull for pull, _ in pulls])
+                if not math.isfinite(unit if self.norm == math.inf else length):
+                    return None
+            length = 1.0 if self.norm == math.inf else length
+            for pull, group in pulls:
+                radius = self._radius(group, steps)
+                factor = min(self.inner_lr * unit / scale, radius / length) if length else 0.0
+                moves.append((pull, -factor if group.get("maximize") else factor))
         return moves
 
     def sensitive_steps(
@@ -108,7 +120,7 @@ class Neighbourhood:
                 [one for one, _ in places],
                 [gradients[one] for one, _ in places],
                 [self._is_normalised(one, group) for one, group in places],
-                [self._radius(group, steps) for _, group in places],
+                [self._radius(group, steps) * (-1.0 if group.get("maximize") else 1.0) for _, group in places],
                 infinite=self.norm == math.inf,
                 etas=[group["eta"] for _, group in places],
                 filters={one: self._filters[one] for one, group in places if self._has_filters(one, group)},
@@ -119,17 +131,20 @@ class Neighbourhood:
         """The groups that one norm is measured over."""
         return [[group] for group in groups] if self.scope == "group" else [list(groups)]
 
-    def _pulls(self, group: Group) -> list[Pull | WalkedPull]:
+    def _pulls(self, group: Group, unit: float | None = None) -> list[Pull | WalkedPull]:
+        """Those of a group, if so wanted of gradients in float64 and another unit."""
         adaptive, alike = group["adaptive"], {}
         for parameter in self._moved_in(group):
             gradient = parameter.grad
             if gradient is None or not parameter.requires_grad:
                 continue
+            if gradient.layout != torch.strided:
+                gradient = gradient.to_dense()
             kind = parameter.device, parameter.dtype, adaptive and self._is_normalised(parameter, group)
             if kind not in alike:
                 alike[kind] = [], []
             alike[kind][0].append(parameter)
-            alike[kind][1].append(gradient if gradient.layout == torch.strided else gradient.to_dense())
+            alike[kind][1].append(gradient if unit is None else in_units(gradient, unit))
         filters = self._filters if adaptive and group["by"] == "filter" else {}
         return [
             pull
@@ -142,6 +157,10 @@ class Neighbourhood:
                 filters=filters,
             )
         ]
+
+    def _gradients(self, groups: Sequence[Group]) -> list[Tensor]:
+        moved = [one for group in groups for one in self._moved_in(group) if one.requires_grad]
+        return [one.grad for one in moved if one.grad is not None]
 
     def _moved_in(self, group: Group) -> Sequence[Tensor]:
         if not group["rho"]:
@@ -166,6 +185,20 @@ class Neighbourhood:
             factor = self.schedule(steps)  # type: ignore[operator]
             check_ranges(self.owner, {"the schedule's factor": factor}, {"the schedule's factor": Range(0.0)})
         return group["rho"] * factor
+
+
+def patterns_of(owner: str, moved: Any) -> Moved:
+    """The choice of parameters to move, checked.
+
+    Raises:
+        UserInputError: it is none.
+    """
+    if isinstance(moved, str) and moved in ("all", "norms"):
+        return moved  # type: ignore[return-value]
+    moved = list(moved) if isinstance(moved, Iterable) and not isinstance(moved, str) else moved
+    if not isinstance(moved, list) or not moved or not all(isinstance(one, str) for one in moved):
+        raise UserInputError(f"{owner}: moved must be 'all', 'norms' or patterns of names, got {moved!r}")
+    return tuple(moved)
 
 
 def _called_weights(model: nn.Module | None, held: Sequence[Tensor]) -> set[Tensor]:
@@ -205,7 +238,7 @@ def _chosen(owner: str, moved: Moved, model: nn.Module | None, held: Sequence[Te
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise UserInputError(
                 f"{owner}: moved must choose parameters that the optimizer holds, got {pattern!r}, which fits none of "
-                f"{shown or 'none, for the model has other ones'}"
+                f"{shown}"
             )
     return set().union(*found.values())
 

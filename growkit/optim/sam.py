@@ -21,9 +21,9 @@ from growkit.errors import UserInputError
 from growkit.optim.checks import Range, check_choice, check_ranges, check_whole
 from growkit.optim.displacement import Displacement
 from growkit.optim.exact import exact_gradient
-from growkit.optim.final_step import Scaler, final_step
-from growkit.optim.neighbourhood import Moved, Moves, Neighbourhood, Schedule
-from growkit.optim.two_passes import KeptBuffers, Replay
+from growkit.optim.final_step import Scaler, final_step, tell_overflow, usable
+from growkit.optim.neighbourhood import Moved, Moves, Neighbourhood, Schedule, patterns_of
+from growkit.optim.two_passes import KeptBuffers, Marks, Replay
 from growkit.optim.wrapping import Wrapping
 
 __all__ = ["SAM", "Adaptive"]
@@ -138,9 +138,11 @@ class SAM(Wrapping):
             warnings.warn(NO_MODEL, stacklevel=2)
         self.interval, self.m, self.clip = interval, m, clip
         self.second_order, self.sync = second_order, sync
-        self.neighbourhood = Neighbourhood(name, float(norm), scope, schedule, _patterns(name, moved), model)
+        self.neighbourhood = Neighbourhood(name, float(norm), scope, schedule, patterns_of(name, moved), model)
         self._displacement = Displacement()
         self._lost = False  # the first gradient of a step in two calls was not finite
+        self._through: int | None = None  # the scaler of the first of two calls
+        self._used: Marks | None = None  # the gradients of the first of two calls, where they stayed
         self._between: KeptBuffers | None = None
         super().__init__(params, base, own, model, base_settings)
         self.neighbourhood.look_at(self.param_groups)
@@ -185,12 +187,13 @@ class SAM(Wrapping):
             UserInputError: there is no closure, it computes no gradients, or the weights are between two passes.
         """
         self.check_in_place("stepped")
+        self.complete_groups()
         if not callable(closure):
             raise UserInputError(
                 "SAM.step needs a closure that computes the loss and its gradients, for it is called twice; or call "
                 f"first_step() after the first backward and second_step() after the second; got {closure!r}"
             )
-        scaler = self._checked(scaler)
+        scaler = usable(self, scaler)
         if self.second_order and scaler is not None:
             raise UserInputError("SAM.step takes no scaler with second_order, whose closure makes no backward pass")
         if (samples is None) != (self.m is None):
@@ -279,7 +282,8 @@ class SAM(Wrapping):
     def first_step(self, *, scaler: Scaler = None, zero_grad: bool = True) -> bool:
         """Move the weights along the gradients, after a first backward; call `second_step` after a second.
 
-        Random numbers are yours to repeat here: dropout draws other masks in the second pass.
+        Random numbers are yours to repeat here: dropout draws other masks in the second pass. With several processes
+        the gradients are averaged before they come here, so that `sync` must be True.
 
         Args:
             scaler: that scaled the loss.
@@ -289,16 +293,25 @@ class SAM(Wrapping):
             Whether the weights were moved; gradients that are not finite move nothing, and `second_step` will skip.
 
         Raises:
-            UserInputError: there is no gradient, the weights were moved already, or interval, m or second_order were
-                asked for, which need `step`.
+            UserInputError: there is no gradient, the weights were moved already, or interval, m, second_order or a
+                first gradient of each process's own were asked for, which need `step`.
         """
         self.check_in_place("stepped")
+        self.complete_groups()
         if self.interval > 1 or self.second_order or self.m is not None:
             raise UserInputError("SAM: interval, m and second_order need step(closure): two calls cannot follow them")
+        if self._is_local() and dist.get_world_size(getattr(self.model, "process_group", None)) > 1:
+            raise UserInputError(
+                "SAM.first_step gets gradients that are averaged over processes, where sync=False moves each process "
+                "by its own; call step(closure), or take sync=True"
+            )
         if next(self.with_gradients(), None) is None:
             raise UserInputError("SAM.first_step comes after backward(), got no parameter with a gradient")
-        moved = self._move(self._checked(scaler))
-        self._lost = not moved
+        scaler = usable(self, scaler)
+        moved = self._move(scaler)
+        self._lost, self._through = not moved, None if scaler is None else id(scaler)
+        if moved and not zero_grad:
+            self._used = Marks([one.grad for one in self.with_gradients()])
         torch.clear_autocast_cache()  # of the weights as they were, under an autocast around both passes
         if zero_grad:
             self.zero_grad()
@@ -308,51 +321,42 @@ class SAM(Wrapping):
         """Put the weights back and let the base step, after the second backward.
 
         Raises:
-            UserInputError: `first_step` was not called, or there is no gradient; the weights are put back.
+            UserInputError: `first_step` was not called, or with another scaler, or there is no gradient or only the
+                first one; the weights are put back.
         """
-        lost, self._lost = self._lost, False
+        (lost, self._lost), used = (self._lost, False), self._used
         known = self.displaced or lost
         self.restore()
-        if not known or next(self.with_gradients(), None) is None:
+        gradients = (one.grad for one in self.with_gradients())
+        if not known or next(self.with_gradients(), None) is None or (used is not None and used.fit(gradients)):
             raise UserInputError("SAM.second_step comes after first_step and a second backward()")
-        self._finish(self._checked(scaler), not lost)
+        scaler = usable(self, scaler)
+        if self._through != (None if scaler is None else id(scaler)):
+            raise UserInputError("SAM.second_step takes the scaler that first_step was given, got another one or none")
+        self._finish(scaler, not lost)
         self._opt_called = True  # what a scheduler asks for, which knows only step()
         if zero_grad:
             self.zero_grad()
 
     def restore(self) -> None:
         """Put the weights back to where they were before the first pass, bit for bit; nothing if they are there."""
-        buffers, self._between = self._between, None
+        buffers, self._between, self._used = self._between, None, None
         with torch.set_grad_enabled(False):
             self._displacement.restore()
             if buffers is not None:
                 buffers.restore()
 
-    def _checked(self, scaler: Scaler) -> Scaler:
-        """The scaler, or None for one that is switched off.
-
-        Raises:
-            UserInputError: it was used in a way that cannot work.
-        """
-        if getattr(self, "grad_scale", None) is not None:
-            del self.grad_scale, self.found_inf  # which its step would have taken away
-            raise UserInputError("SAM steps through a scaler itself: call step(closure, scaler=scaler)")
-        if scaler is None or not scaler.is_enabled():
-            return None
-        if id(self) in getattr(scaler, "_per_optimizer_states", ()):
-            raise UserInputError("SAM's gradients are those of its base: call scaler.unscale_(optimizer.base)")
-        return scaler
-
     def _finish(self, scaler: Scaler, finite: bool) -> None:
         self.steps += 1
-        if finite or scaler is not None:
-            if not finite:  # the scaler knows only these gradients, and must hear of the others
-                next(self.with_gradients()).grad.fill_(math.inf)
+        if finite:
             final_step(self.base, list(self.with_gradients()), self.clip, scaler)
-            return
-        if not self.skipped:
-            warnings.warn(f"SAM skipped step {self.steps}: the gradient of its first pass is not finite", stacklevel=4)
-        self.skipped += 1
+        elif scaler is not None:
+            tell_overflow(self.base, scaler)
+        else:
+            if not self.skipped:
+                message = f"SAM skipped step {self.steps}: the gradient of its first pass is not finite"
+                warnings.warn(message, stacklevel=4)
+            self.skipped += 1
 
     def _move(self, scaler: Scaler) -> bool:
         """Move the weights to where the loss is largest, to first order; False where a gradient is not finite."""
@@ -371,12 +375,16 @@ class SAM(Wrapping):
 
     def _agreed(self, moves: Moves | None) -> Moves | None:
         """None for all processes where it is for one, which else would wait for each other in the second pass."""
-        if self.sync or not (dist.is_available() and dist.is_initialized()) or not hasattr(self.model, "no_sync"):
+        if not self._is_local():
             return moves
         first = next(self.with_gradients())
         fine = torch.tensor(float(moves is not None), device=first.device)
         dist.all_reduce(fine, dist.ReduceOp.MIN, group=getattr(self.model, "process_group", None))
         return moves if fine.item() else None
+
+    def _is_local(self) -> bool:
+        """Whether the first gradient shall be each process's own."""
+        return not self.sync and dist.is_available() and dist.is_initialized() and hasattr(self.model, "no_sync")
 
     def _first_gradient_alone(self) -> AbstractContextManager[Any]:
         no_sync = getattr(self.model, "no_sync", None)
@@ -385,12 +393,3 @@ class SAM(Wrapping):
 
 RANGES = {"rho": Range(0.0), "eta": Range(0.0)}
 WHOLE = ("norm", "scope", "schedule", "interval", "m", "clip", "second_order", "sync", "moved", "model", "inner_lr")
-
-
-def _patterns(owner: str, moved: Any) -> Moved:
-    if isinstance(moved, str) and moved in ("all", "norms"):
-        return moved  # type: ignore[return-value]
-    moved = list(moved) if isinstance(moved, Iterable) and not isinstance(moved, str) else moved
-    if not isinstance(moved, list) or not moved or not all(isinstance(one, str) for one in moved):
-        raise UserInputError(f"{owner}: moved must be 'all', 'norms' or patterns of names, got {moved!r}")
-    return tuple(moved)

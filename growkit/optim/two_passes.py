@@ -9,8 +9,10 @@ and how many batches they saw) are those of the first pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from growkit.rng import global_state, set_global_state
 
-__all__ = ["KeptBuffers", "Replay"]
+__all__ = ["KeptBuffers", "Marks", "Replay"]
 
 
 class Replay:
@@ -36,6 +38,19 @@ class Replay:
             yield
         finally:
             set_global_state(after)
+
+
+class Marks:
+    """Gradients as they are now, to tell later whether a backward has added to them or made others."""
+
+    def __init__(self, gradients: Sequence[Tensor]) -> None:
+        self._first = weakref.ref(gradients[0])  # the id of a freed one may be another's; one such reference is enough
+        self._seen = [(id(one), one._version) for one in gradients]
+
+    def fit(self, gradients: Iterable[Tensor]) -> bool:
+        """Whether these are the same, and nobody wrote to them since."""
+        now = ((id(one), one._version) for one in gradients)
+        return self._first() is not None and all(one == other for one, other in zip_longest(self._seen, now))
 
 
 class KeptBuffers:

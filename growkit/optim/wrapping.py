@@ -46,6 +46,12 @@ class Wrapping(torch.optim.Optimizer):
         self.steps = self.skipped = 0
         self._own = dict(own)
         self.base = base_of(name, base, params, settings, (*own, "base_lr"), model)
+        held = {id(one) for group in self.base.param_groups for one in group["params"]}
+        if model is not None and held.isdisjoint(map(id, model.parameters())):
+            raise UserInputError(
+                f"{name}: model must have parameters that the optimizer holds, got {type(model).__name__} with none of "
+                f"them; give the module that is trained"
+            )
         if getattr(self.base, "_wrapped", False):  # by another, whose settings stand in the groups
             for group in self.base.param_groups:
                 group.update(own)
@@ -85,14 +91,30 @@ class Wrapping(torch.optim.Optimizer):
         """Torch's constructor begins with a state of its own."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base; what it does not set is as in the constructor."""
+        """Add a group to the base; what it does not set is as in the constructor.
+
+        Raises:
+            UserInputError: a setting is out of its range, or between the two passes.
+        """
+        self.check_in_place("given a group")
         self.check_group({**self._own, **param_group})
+        self.complete_groups()
         if all(param_group is not group for group in self.base.param_groups):
             self.base.add_param_group(param_group)
-            param_group = self.base.param_groups[-1]
+        self._complete(self.base.param_groups[-1])
+
+    def complete_groups(self) -> None:
+        """Complete the groups that the base was given beside this optimizer: they are the last ones."""
+        for group in reversed(self.base.param_groups):
+            if self._own.keys() <= group.keys():
+                return
+            self._complete(group)
+            self.check_group(group)
+
+    def _complete(self, group: dict[str, Any]) -> None:
         for key, value in self._own.items():
-            param_group.setdefault(key, value)
-        param_group.setdefault("base_lr", float(param_group.get("lr", 0.0)))
+            group.setdefault(key, value)
+        group.setdefault("base_lr", float(group.get("lr", 0.0)))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients."""
@@ -105,16 +127,24 @@ class Wrapping(torch.optim.Optimizer):
             UserInputError: between the two passes, when the weights are not where they belong.
         """
         self.check_in_place("saved")
-        return {**self.base.state_dict(), "sam": {"steps": self.steps, "skipped": self.skipped}}
+        self.complete_groups()
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        saved: dict[str, Any] = {**self.base.state_dict(), "sam": {"steps": self.steps, "skipped": self.skipped}}
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            saved = saved if (changed := hook(self, saved)) is None else changed
+        return saved
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave.
 
         Raises:
             UserInputError: it is no state of this kind or does not fit, or between the two passes.
         """
         self.check_in_place("loaded")
-        name = type(self).__name__
+        name, state_dict = type(self).__name__, dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = state_dict if (changed := hook(self, state_dict)) is None else changed
         if "sam" not in state_dict:
             raise UserInputError(f"{name}: a state must come from SAM.state_dict(); load a base's own into .base")
         check_state(name, self.base, state_dict)
@@ -125,6 +155,8 @@ class Wrapping(torch.optim.Optimizer):
             self.check_group(group)
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "sam"})
         self.steps, self.skipped = counts["steps"], counts["skipped"]
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
 
     def check_in_place(self, what: str) -> None:
         """Refuse what must not happen while weights are moved."""

@@ -1,0 +1,192 @@
+"""SAM called in two steps, with groups that came otherwise, hooks, foreign models, and states of other widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from sam_cases import batch, closure_of, net, sam, same, state_of
+from torch import Tensor, nn
+
+from growkit.errors import UserInputError
+from growkit.optim import SAM
+
+# --- two calls
+
+
+def test_a_first_gradient_that_stayed_is_no_second_one() -> None:
+    model = net()
+    optimizer, before = sam(model), [one.detach().clone() for one in model.parameters()]
+    closure_of(model, *batch())()
+    optimizer.first_step(zero_grad=False)
+    with pytest.raises(UserInputError, match=r"comes after first_step and a second backward\(\)"):
+        optimizer.second_step()
+    assert all(map(torch.equal, before, model.parameters())) and optimizer.steps == 0
+
+
+@pytest.mark.parametrize("forgotten", [None, True, False])
+def test_a_second_backward_is_seen_whether_gradients_were_forgotten_or_not(forgotten: bool | None) -> None:
+    model = net()
+    optimizer, closure = sam(model), closure_of(model, *batch())
+    closure()
+    optimizer.first_step(zero_grad=False)
+    if forgotten is not None:
+        optimizer.zero_grad(set_to_none=forgotten)
+    closure()
+    optimizer.second_step()
+    assert optimizer.steps == 1
+
+
+def test_a_parameter_without_a_second_gradient_is_no_missing_backward() -> None:
+    model = nn.ModuleDict({"one": nn.Linear(2, 2), "other": nn.Linear(2, 2)})
+    optimizer, x = sam(model), torch.ones(1, 2)
+    (model["one"](x) + model["other"](x)).sum().backward()
+    optimizer.first_step(zero_grad=False)
+    model["other"](x).sum().backward()
+    optimizer.second_step()
+    assert optimizer.steps == 1
+
+
+@pytest.mark.parametrize("second", ["none", "another"])
+def test_both_calls_go_through_one_scaler(second: str) -> None:
+    model = nn.Linear(2, 1)
+    optimizer, before = sam(model), state_of(model)
+    first, other = (torch.amp.GradScaler("cpu", init_scale=1024.0) for _ in range(2))
+    first.scale(model(torch.ones(1, 2)).sum()).backward()
+    optimizer.first_step(scaler=first)
+    first.scale(model(torch.ones(1, 2)).sum()).backward()
+    with pytest.raises(UserInputError, match="second_step takes the scaler that first_step was given"):
+        optimizer.second_step(scaler=None if second == "none" else other)
+    assert same(before, state_of(model))
+
+
+def test_no_group_is_added_while_the_weights_are_moved() -> None:
+    model = net()
+    optimizer = sam(model)
+    closure_of(model, *batch())()
+    optimizer.first_step()
+    with pytest.raises(UserInputError, match="SAM cannot be given a group between its two passes"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert len(optimizer.base.param_groups) == 1
+
+
+class Distributed(nn.Linear):
+    """As what averages gradients over processes."""
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        yield
+
+
+@pytest.mark.parametrize(("processes", "sync"), [(2, False), (2, True), (1, False)])
+def test_two_calls_refuse_gradients_that_shall_be_each_process_s_own(
+    processes: int, sync: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: processes)
+    monkeypatch.setattr(dist, "all_reduce", lambda *args, **settings: None)
+    model = Distributed(2, 2)
+    optimizer, before = sam(model, sync=sync), state_of(model)
+    model(torch.ones(1, 2)).sum().backward()
+    if processes == 1 or sync:
+        assert optimizer.first_step()
+        return
+    with pytest.raises(UserInputError, match=r"averaged over processes.*call step\(closure\), or take sync=True"):
+        optimizer.first_step()
+    assert same(before, state_of(model)) and not optimizer.displaced
+
+
+# --- groups, models, hooks
+
+
+def test_a_group_that_the_base_was_given_is_completed() -> None:
+    model, late = net(), nn.Parameter(torch.ones(2))
+    optimizer = sam(model, adaptive=True)
+    optimizer.base.add_param_group({"params": [late]})
+    x, y = batch()
+    optimizer.step(lambda: nn.functional.cross_entropy(model(x) * late, y).backward())
+    assert not torch.equal(late, torch.ones(2))
+    assert {"rho", "adaptive", "eta", "by", "base_lr"} <= {*optimizer.param_groups[-1]}
+
+
+def test_a_model_with_none_of_the_parameters_is_refused() -> None:
+    with pytest.raises(
+        UserInputError, match="model must have parameters that the optimizer holds, got Linear with none"
+    ):
+        SAM(net().parameters(), torch.optim.SGD, model=nn.Linear(1, 1), lr=0.1)
+
+
+def test_hooks_of_states_are_called_and_may_change_them() -> None:
+    model, seen = net(), []
+    optimizer = sam(model)
+    optimizer.register_state_dict_pre_hook(lambda one: seen.append("save"))
+    optimizer.register_state_dict_post_hook(lambda one, state: {**state, "note": "mine"})
+    optimizer.register_load_state_dict_pre_hook(lambda one, state: seen.append(state.pop("note")))
+    optimizer.register_load_state_dict_post_hook(lambda one: seen.append(one.steps))
+    state = optimizer.state_dict()
+    state["sam"] = {"steps": 7, "skipped": 0}
+    optimizer.load_state_dict(state)
+    assert seen == ["save", "mine", 7] and state["note"] == "mine"
+
+
+# --- states
+
+
+class OneMemory(torch.optim.Optimizer):
+    """Keeps one tensor for each parameter, of a shape that `keep` says."""
+
+    def __init__(self, params: Any, keep: str = "all"):
+        super().__init__(params, {"lr": 0.1})
+        self.keep = keep
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for one in group["params"]:
+                self.state[one]["memory"] = self.made(one.grad)
+
+    def made(self, gradient: Tensor) -> Tensor:
+        if self.keep == "all":
+            return gradient.clone()
+        if self.keep == "square":  # as preconditioners are
+            return gradient.reshape(len(gradient), -1) @ gradient.reshape(len(gradient), -1).T
+        return gradient.reshape(len(gradient), -1).mean(1, keepdim=gradient.dim() > 1)  # as factored variances are
+
+
+BASES = {
+    "RMSprop": (torch.optim.RMSprop, {"lr": 0.1}),
+    "Adagrad": (torch.optim.Adagrad, {"lr": 0.1}),
+    "NAdam": (torch.optim.NAdam, {"lr": 0.1}),
+    "Adafactor": (torch.optim.Adafactor, {"lr": 0.1}),
+    "a user's": (OneMemory, {}),
+    "one with squares": (OneMemory, {"keep": "square"}),
+    "one with rows": (OneMemory, {"keep": "rows"}),
+}
+
+
+def stepped(model: nn.Module, base: Any, settings: dict[str, Any]) -> SAM:
+    optimizer = SAM(model.parameters(), base, model=model, **settings)
+    for one in model.parameters():
+        one.grad = torch.randn_like(one)
+    optimizer.base.step()
+    return optimizer
+
+
+@pytest.mark.parametrize(("base", "settings"), BASES.values(), ids=BASES)
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
+def test_a_state_is_taken_over_at_its_own_widths_alone(base: Any, settings: dict[str, Any], used: bool) -> None:
+    saved = stepped(nn.Linear(3, 2), base, settings).state_dict()
+    for model, fits in ((nn.Linear(3, 2), True), (nn.Linear(5, 4), False)):
+        optimizer = stepped(model, base, settings)
+        if not used:
+            optimizer.base.state.clear()
+        if fits:
+            optimizer.load_state_dict(saved)
+            assert optimizer.base.state_dict()["state"].keys() == saved["state"].keys()
+        else:
+            with pytest.raises(UserInputError, match="of parameter . must have its shape"):
+                optimizer.load_state_dict(saved)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from growkit.config.train import TrainSettings
 from growkit.data import Data, batches, num_batches
+from growkit.data.records import IGNORED, LANGUAGE, PAIRS, REGRESSION
 from growkit.device import ComputePolicy, lacks_memory
 from growkit.errors import GrowkitError, TrainingError
 from growkit.rng import Streams, isolated
@@ -23,9 +24,9 @@ __all__ = ["Evaluation", "Trainer", "data_loss", "evaluate"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss and, but for regression, accuracy in 0..1 over some samples; for language, over their tokens.
+    """Mean loss and, but for regression, accuracy in 0..1 over some samples; over their tokens, where they have some.
 
-    perplexity: exp(loss), for language.
+    perplexity: exp(loss), for tokens.
     """
 
     loss: float
@@ -35,11 +36,12 @@ class Evaluation:
 
 
 def data_loss(task: str, label_smoothing: float = 0.0) -> Callable[[Any, Tensor], Tensor]:
-    """The loss of (outputs, targets) for a task: cross-entropy in nats (per token for language), or mean squared error.
+    """The loss of (outputs, targets) for a task: cross-entropy in nats (of tokens, per token), or mean squared error.
 
-    Shapes: outputs [B, K], for language [B, T, K]; targets without the last dimension, for regression with it.
+    Shapes: outputs [B, K], for language and pairs [B, T, K]; targets without the last dimension, for regression with
+    it. Targets of -100 pad and do not count.
     """
-    if task in ("classification", "language"):
+    if task != REGRESSION:
         return lambda outputs, targets: F.cross_entropy(
             outputs.float().flatten(0, -2), targets.flatten(), label_smoothing=label_smoothing
         )
@@ -90,21 +92,23 @@ class _Meter:
         return self._sums is None
 
     def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        hits = (outputs.argmax(-1) == targets) if self._task != "regression" else loss.new_zeros(len(targets))
-        correct = hits.sum().double() / (hits.numel() // len(targets))
-        sums = torch.stack([loss.detach().double() * len(targets), correct])
+        if self._task == REGRESSION:
+            correct, weight = loss.new_zeros(()), loss.new_tensor(len(targets))
+        else:
+            correct, weight = (outputs.argmax(-1) == targets).sum(), (targets != IGNORED).sum()
+        sums = torch.stack([loss.detach().double() * weight, correct.double(), weight.double()])
         self._sums = sums if self._sums is None else self._sums + sums
         self._samples += len(targets)
 
     def result(self) -> Evaluation:
         assert self._sums is not None, "nothing was added"
-        loss, correct = self._sums.tolist()
-        mean = loss / self._samples
+        loss, correct, weight = self._sums.tolist()
+        mean = loss / weight
         return Evaluation(
             mean,
-            accuracy=None if self._task == "regression" else correct / self._samples,
+            accuracy=None if self._task == REGRESSION else correct / weight,
             samples=self._samples,
-            perplexity=math.exp(min(mean, LARGEST_EXPONENT)) if self._task == "language" else None,
+            perplexity=math.exp(min(mean, LARGEST_EXPONENT)) if self._task in (LANGUAGE, PAIRS) else None,
         )
 
 

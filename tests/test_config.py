@@ -140,7 +140,7 @@ train:
         (
             "model: wnr",
             "1:8: model: must be one of mlp, vgg, wrn, resnet, mobilenet, densenet, vit, lstm, gpt, "
-            "live, package.module:callable, got 'wnr'; did you mean 'wrn'?",
+            "seq2seq, live, package.module:callable, got 'wnr'; did you mean 'wrn'?",
         ),
         ("model: 'a b:c'", "1:8: model.name: must be package.module:callable, got 'a b:c'"),
         ("growth: {target: 0.5}", "1:18: growth.target: must be >= 1 (a multiple of the seed width), got 0.5"),

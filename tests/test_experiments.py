@@ -68,7 +68,7 @@ QUARTERS = [path for path in RECIPES if path.stem.endswith("_quarter")]  # of ea
 
 def test_every_seed_model_has_a_recipe_from_a_quarter_of_its_width():
     models = {load_config(path).model.name for path in QUARTERS}
-    assert models == {"vgg", "wrn", "resnet", "mobilenet", "densenet", "vit", "lstm", "gpt"}
+    assert models == {"vgg", "wrn", "resnet", "mobilenet", "densenet", "vit", "lstm", "gpt", "seq2seq"}
 
 
 @pytest.mark.parametrize("recipe", QUARTERS, ids=lambda path: path.stem)

@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 
 import growkit
 from growkit.config import config_from_overrides
-from growkit.config.data import TextSettings
-from growkit.config.models import GptSettings, LstmSettings, ModelSettings
+from growkit.config.data import TextPairSettings, TextSettings
+from growkit.config.models import GptSettings, LstmSettings, ModelSettings, Seq2seqSettings
 from growkit.data import SPLITS, data_from_user, load_data
-from growkit.data.text import docstrings
+from growkit.data.text import BEGIN, END, PADDING, docstrings
 from growkit.device import choose_compute
 from growkit.errors import DataError, ModelError
 from growkit.models import build_model
@@ -201,3 +201,105 @@ def test_a_language_model_grows_in_a_run_and_comes_back(tmp_path: Path, model: d
     assert record["test"]["perplexity"] == pytest.approx(math.exp(record["test"]["loss"]))
     again, tokens = growkit.load(done.folder), torch.randint(0, 256, (2, 16))
     assert torch.equal(again(tokens), done.model(tokens))
+
+
+# --- pairs of sequences
+
+
+def pairs_file(folder: Path, lines: list[str], **settings: object) -> TextPairSettings:
+    path = folder / "pairs.tsv"
+    path.write_text("\n".join(lines) + "\n")
+    return TextPairSettings(path=str(path), length=10, **settings)  # type: ignore[arg-type]
+
+
+PAIRS = [f"{'abcdefg'[: 1 + k % 7]}\t{'ABCDEFG'[: 1 + k % 7]}" for k in range(60)]
+
+
+def test_pairs_are_padded_and_shifted(tmp_path: Path):
+    data = load_data(pairs_file(tmp_path, PAIRS))
+    assert (data.task, data.num_outputs, data.input_shape) == ("pairs", 259, (2, 10))
+    (source, so_far), target = data.train.inputs[0], data.train.targets[0]
+    text = bytes(one for one in source.tolist() if one < 256)
+    assert source.tolist() == [*text, END] + [PADDING] * (9 - len(text))
+    assert so_far.tolist() == [BEGIN, *text.upper()] + [PADDING] * (9 - len(text))
+    assert target.tolist() == [*text.upper(), END] + [-100] * (9 - len(text))
+
+
+def test_names_and_docstrings_are_the_default():
+    data = load_data(TextPairSettings(skip_long=True))
+    assert data.task == "pairs" and sum(len(split) for split in data.splits.values()) > 1900
+    assert "longer pairs left out" in data.name
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("no tab", r"pairs.tsv:61: a line must be source, tab, target, got 0 tabs$"),
+        ("one\t", r"pairs.tsv:61: .* got 1 tabs and an empty part"),
+        ("one\tmuch too long", r"pairs.tsv:61: a sequence must have at most data.length 10 tokens, got 14.*skip_long"),
+    ],
+)
+def test_a_wrong_pair_is_named_by_its_line(tmp_path: Path, line: str, message: str):
+    with pytest.raises(DataError, match=message):
+        load_data(pairs_file(tmp_path, [*PAIRS, line]))
+
+
+def test_long_pairs_may_be_left_out(tmp_path: Path):
+    data = load_data(pairs_file(tmp_path, [*PAIRS, "one\tmuch too long"], skip_long=True))
+    assert data.name == "pairs.tsv, 1 longer pairs left out"
+
+
+def test_padding_does_not_count():
+    outputs, targets = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
+    targets[0, 2:] = -100
+    kept = targets != -100
+    torch.testing.assert_close(data_loss("pairs")(outputs, targets), cross_entropy(outputs[kept], targets[kept]))
+
+
+SEQ2SEQ = Seq2seqSettings(size=16, depth=1, heads=2)
+
+
+def seq2seq() -> nn.Module:
+    with isolated(0):
+        return build_model(SEQ2SEQ, (2, 12), 30)
+
+
+def test_every_width_of_a_seq2seq_grows():
+    model, tokens = seq2seq(), torch.randint(0, 29, (4, 2, 12))
+    tokens[:, :, 8:] = 29
+    verdict = verify_sites(model, list(growkit.find_sites(model, tokens)), Inputs((tokens,)))
+    assert len(verdict.sites) == 13 and not verdict.refusals
+
+
+def test_what_pads_a_source_is_not_seen_and_the_target_not_ahead():
+    model, tokens = seq2seq().eval(), torch.randint(0, 29, (3, 2, 12))
+    tokens[:, 0, 8:] = 29
+    before = model(tokens)
+    with torch.no_grad():
+        model.source_positions[8:] += 1.0
+    torch.testing.assert_close(model(tokens), before)
+    tokens[:, 1, 7:] = 3
+    torch.testing.assert_close(model(tokens)[:, :7], before[:, :7])
+    tokens[:, 0, 2] = (tokens[:, 0, 2] + 1) % 29
+    assert not torch.allclose(model(tokens)[:, :7], before[:, :7])
+
+
+def test_a_seq2seq_needs_pairs():
+    with pytest.raises(ModelError, match=r"'seq2seq' needs pairs of token sequences \[2, T\].*\[12\].*'text_pair'"):
+        build_model(SEQ2SEQ, (12,), 30)
+
+
+def test_a_seq2seq_learns_to_copy(tmp_path: Path):
+    settings = pairs_file(tmp_path, PAIRS * 4)
+    config = config_from_overrides(
+        {
+            "data": {"name": "text_pair", "path": settings.path, "length": 10},
+            "model": {"name": "seq2seq", "size": 16, "depth": 1, "heads": 2, "width": 0.5},
+            "train": {"epochs": 12, "batch_size": 16, "optimizer": {"name": "adam", "lr": 1e-2}},
+            "growth": {"when": {"name": "periodic", "start": 3, "events": 1}, "initializer": "zero", "target": 2.0},
+            "run": {"root": str(tmp_path / "runs"), "tensorboard": False},
+        }
+    )
+    done = growkit.run(config, observers=())
+    assert done.events[0].grown and done.events[0].change.worst < 1e-5
+    assert done.result["test"]["accuracy"] > 0.9

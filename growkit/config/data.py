@@ -19,6 +19,7 @@ __all__ = [
     "NpzSettings",
     "SplitSettings",
     "TeacherSettings",
+    "TextPairSettings",
     "TextSettings",
 ]
 
@@ -138,6 +139,20 @@ class TextSettings(DataSettings):
     length: Annotated[int, Field(ge=2)] = 128
 
 
+class TextPairSettings(DataSettings):
+    """Pairs of texts as bytes, such as a sentence and its translation: the second is predicted byte by byte.
+
+    path: a UTF-8 file with a pair on each line, a tab between; null takes names of Python's standard library with the
+    first line of their docstrings. length: the longest sequence, in bytes and one more for its end. skip_long: leave
+    out pairs that are longer, and say so; else they are an error.
+    """
+
+    name: Literal["text_pair"] = "text_pair"
+    path: str | None = None
+    length: Annotated[int, Field(ge=2)] = 64
+    skip_long: bool = False
+
+
 class MemorySettings(ImageSettings):
     """Data handed over in Python, to `growkit.grow`; a file can only record that they were."""
 
@@ -145,7 +160,14 @@ class MemorySettings(ImageSettings):
 
 
 AnyData = Annotated[
-    DigitsSettings | Cifar10Settings | Cifar100Settings | NpzSettings | TeacherSettings | TextSettings | MemorySettings,
+    DigitsSettings
+    | Cifar10Settings
+    | Cifar100Settings
+    | NpzSettings
+    | TeacherSettings
+    | TextSettings
+    | TextPairSettings
+    | MemorySettings,
     BY_NAME,
     named("digits"),
 ]

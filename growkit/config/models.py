@@ -19,7 +19,7 @@ from growkit.config.image_models import (
     WrnSettings,
 )
 from growkit.config.model_base import Activation, ModelSettings, Norm, Width
-from growkit.config.sequence_models import GptSettings, LstmSettings
+from growkit.config.sequence_models import GptSettings, LstmSettings, Seq2seqSettings
 
 __all__ = [
     "CALLABLE_PATH",
@@ -37,6 +37,7 @@ __all__ = [
     "ModelSettings",
     "Norm",
     "ResnetSettings",
+    "Seq2seqSettings",
     "VggSettings",
     "VitSettings",
     "WrnSettings",
@@ -101,6 +102,7 @@ AnyModel = Annotated[
     | Annotated[VitSettings, Tag("vit")]
     | Annotated[LstmSettings, Tag("lstm")]
     | Annotated[GptSettings, Tag("gpt")]
+    | Annotated[Seq2seqSettings, Tag("seq2seq")]
     | Annotated[LiveModelSettings, Tag("live")]
     | Annotated[CallableModelSettings, Tag("callable")],
     Discriminator(_kind),

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from growkit.config.base import Fraction
 from growkit.config.model_base import ModelSettings, Share, Width
 
-__all__ = ["GptSettings", "LstmSettings"]
+__all__ = ["GptSettings", "LstmSettings", "Seq2seqSettings"]
 
 
 class LstmSettings(ModelSettings):
@@ -60,10 +60,40 @@ class GptSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _fit(self) -> GptSettings:
-        if self.size % self.heads:
-            raise ValueError(f"size must be a multiple of heads, got {self.size} and {self.heads}")
+        _check_heads(self.size, self.heads)
         return self
 
     def full(self) -> GptSettings:
         """The same network at width 1, its MLPs too."""
         return self.model_copy(update={"width": 1.0, "mlp_width": 1.0})
+
+
+class Seq2seqSettings(ModelSettings):
+    """An encoder-decoder transformer (Vaswani et al., 2017), pre-norm, with learnt positions.
+
+    size: of the residual streams, a multiple of heads. depth: blocks of the encoder, and of the decoder. width: scales
+    the size of heads, and so the streams, and the MLPs (4 times the stream). mlp_width: narrows only the hidden layer
+    of the MLPs. dropout: behind the positions and each sublayer.
+    """
+
+    name: Literal["seq2seq"] = "seq2seq"
+    size: Width = 128
+    depth: Annotated[int, Field(ge=1)] = 2
+    heads: Annotated[int, Field(ge=1)] = 4
+    width: Share = 1.0
+    mlp_width: Share = 1.0
+    dropout: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _fit(self) -> Seq2seqSettings:
+        _check_heads(self.size, self.heads)
+        return self
+
+    def full(self) -> Seq2seqSettings:
+        """The same network at width 1, its MLPs too."""
+        return self.model_copy(update={"width": 1.0, "mlp_width": 1.0})
+
+
+def _check_heads(size: int, heads: int) -> None:
+    if size % heads:
+        raise ValueError(f"size must be a multiple of heads, got {size} and {heads}")

@@ -13,10 +13,11 @@ from growkit.config.data import AugmentSettings
 from growkit.data.augment import normalise
 from growkit.errors import DataError
 
-__all__ = ["CLASSIFICATION", "LANGUAGE", "REGRESSION", "SPLITS", "Data", "Source", "Split"]
+__all__ = ["CLASSIFICATION", "IGNORED", "LANGUAGE", "PAIRS", "REGRESSION", "SPLITS", "Data", "Source", "Split"]
 
 SPLITS = ("train", "validate", "diagnose", "accept", "test")
-CLASSIFICATION, REGRESSION, LANGUAGE = "classification", "regression", "language"
+CLASSIFICATION, REGRESSION, LANGUAGE, PAIRS = "classification", "regression", "language", "pairs"
+IGNORED = -100  # a target that is none: what pads a sequence (torch's default in cross_entropy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Split:
 
     Attributes:
         inputs: uint8 images [N, C, H, W], normalised when a batch is made; or floats [N, ...], used as they are.
-        targets: int64 classes [N], float32 [N, K] for regression, or int64 tokens [N, T] for language.
+        targets: int64 classes [N], float32 [N, K] for regression, or int64 tokens [N, T] for language and pairs.
     """
 
     inputs: Tensor
@@ -64,7 +65,9 @@ class Source:
         """The task, by the targets: whole numbers are classes, or tokens where there is one for each position."""
         if self.pool.targets.is_floating_point():
             return REGRESSION
-        return CLASSIFICATION if self.vocabulary is None else LANGUAGE
+        if self.vocabulary is None:
+            return CLASSIFICATION
+        return LANGUAGE if self.pool.inputs.dim() == 2 else PAIRS
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,7 @@ class Data:
 
     Attributes:
         name: the source's name.
-        task: "classification", "regression" or "language".
+        task: "classification", "regression", "language" or "pairs".
         splits: the splits train, validate, diagnose, accept and test; any but train may be empty.
         indices: which samples of the source each split holds; of a test set in a file of its own: of that file.
         input_shape: shape of one input.

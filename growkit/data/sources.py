@@ -21,12 +21,13 @@ from growkit.config.data import (
     MemorySettings,
     NpzSettings,
     TeacherSettings,
+    TextPairSettings,
     TextSettings,
 )
 from growkit.data.checks import check_classes, check_finite
 from growkit.data.records import Data, Source, Split
 from growkit.data.splits import assemble
-from growkit.data.text import read_text
+from growkit.data.text import read_pairs, read_text
 from growkit.errors import DataError
 
 __all__ = ["load_data", "read_source"]
@@ -61,6 +62,8 @@ def read_source(settings: DataSettings) -> Source:
             return _teacher(settings)
         case TextSettings():
             return read_text(settings)
+        case TextPairSettings():
+            return read_pairs(settings)
         case MemorySettings():
             raise DataError(
                 "data 'memory' are handed over in Python, as growkit.grow(model, train); a file must name a source"

@@ -21,7 +21,7 @@ from torch.utils.data import (
 
 from growkit.config.data import AugmentSettings, SplitSettings
 from growkit.data.checks import check_classes, check_finite
-from growkit.data.records import CLASSIFICATION, Data, Source, Split
+from growkit.data.records import CLASSIFICATION, IGNORED, Data, Source, Split
 from growkit.data.splits import assemble
 from growkit.errors import DataError
 
@@ -45,7 +45,8 @@ def data_from_user(
     A Dataset is read once into memory, a DataLoader's dataset likewise, so random transforms freeze at what they gave
     that once: use `augment` instead. uint8 inputs must be images [N, C, H, W] and are normalised per channel; floats
     and token numbers are left untouched. Whole-number targets [N] are classes 0 .. K-1; floats [N] or [N, K] are
-    regression targets; whole numbers [N, T], one for each of the token numbers [N, T], are tokens to predict.
+    regression targets; whole numbers [N, T] are tokens to predict, one for each token number of inputs [N, T], or from
+    pairs [N, 2, T] of a source and the target so far; targets of -100 pad and do not count.
 
     Args:
         train: the pool that is split into train and whatever is not given.
@@ -174,13 +175,15 @@ def _vocabulary(name: str, pool: Split, own: dict[str, Split]) -> int | None:
     """The number of tokens, where there is one to predict for each one given."""
     if pool.targets.is_floating_point() or pool.targets.dim() == 1:
         return None
-    if pool.inputs.is_floating_point() or pool.inputs.shape != pool.targets.shape:
+    count, length = pool.targets.shape
+    if pool.inputs.is_floating_point() or pool.inputs.shape not in ((count, length), (count, 2, length)):
         raise DataError(
             f"data {name!r}: targets must be classes [N] or floats [N] or [N, K], or tokens [N, T] where inputs are "
-            f"token numbers [N, T]; got {pool.targets.dtype} {list(pool.targets.shape)} for inputs {pool.inputs.dtype} "
-            f"{list(pool.inputs.shape)}"
+            f"token numbers [N, T] or [N, 2, T]; got {pool.targets.dtype} {list(pool.targets.shape)} for inputs "
+            f"{pool.inputs.dtype} {list(pool.inputs.shape)}"
         )
-    tokens = [one for split in (pool, *own.values()) for one in (split.inputs, split.targets)]
+    splits = (pool, *own.values())
+    tokens = [one for split in splits for one in (split.inputs, split.targets[split.targets != IGNORED])]
     if min(int(one.min()) for one in tokens) < 0:
         raise DataError(f"data {name!r}: token numbers must be >= 0, got {min(int(one.min()) for one in tokens)}")
     return 1 + max(int(one.max()) for one in tokens)

@@ -20,6 +20,7 @@ from growkit.config.models import (
     MobilenetSettings,
     ModelSettings,
     ResnetSettings,
+    Seq2seqSettings,
     VggSettings,
     VitSettings,
     WrnSettings,
@@ -31,6 +32,7 @@ from growkit.models.lstm import LSTM
 from growkit.models.mlp import MLP
 from growkit.models.mobilenet import MobileNet
 from growkit.models.resnet import ResNet
+from growkit.models.seq2seq import Seq2Seq
 from growkit.models.vgg import VGG
 from growkit.models.vit import ViT
 from growkit.models.wrn import WideResNet
@@ -76,6 +78,8 @@ def _build(settings: ModelSettings, input_shape: tuple[int, ...], num_outputs: i
             return LSTM(settings, input_shape, num_outputs)
         case GptSettings():
             return GPT(settings, input_shape, num_outputs)
+        case Seq2seqSettings():
+            return Seq2Seq(settings, input_shape, num_outputs)
         case CallableModelSettings():
             return _call(settings)
         case LiveModelSettings():
@@ -123,10 +127,10 @@ def check_output(model: nn.Module, example: Tensor, num_outputs: int, task: str)
         model: any module; its mode, buffers and torch's random state stay as they are.
         example: inputs [B, ...] on the model's device.
         num_outputs: classes, regression targets or tokens.
-        task: "classification", "regression" or "language".
+        task: "classification", "regression", "language" or "pairs".
 
     Raises:
-        ModelError: the model does not take the inputs, or its output is not [B, num_outputs], for language
+        ModelError: the model does not take the inputs, or its output is not [B, num_outputs], for language and pairs
             [B, T, num_outputs].
     """
     try:
@@ -135,12 +139,13 @@ def check_output(model: nn.Module, example: Tensor, num_outputs: int, task: str)
         raise ModelError(
             f"the model does not take inputs {list(example.shape)} of {example.dtype}: {type(error).__name__}: {error}"
         ) from error
-    wanted = [*(example.shape if task == "language" else example.shape[:1]), num_outputs]
+    positions = [example.shape[-1]] if task in ("language", "pairs") else []
+    wanted = [len(example), *positions, num_outputs]
     if not isinstance(output, Tensor):
         shape = ", ".join(map(str, ("B", *wanted[1:])))
         raise ModelError(f"the model must return one tensor [{shape}], got {type(output).__name__}")
     if list(output.shape) != wanted:
-        noun = {"classification": "classes", "language": "tokens"}.get(task, "targets")
+        noun = {"classification": "classes", "language": "tokens", "pairs": "tokens"}.get(task, "targets")
         raise ModelError(
             f"the model gives {list(output.shape)} outputs for {len(example)} inputs, the data have {num_outputs} "
             f"{noun}; it must give {wanted}"

@@ -59,9 +59,9 @@ class Block(nn.Module):
         self.norm2, self.mlp = nn.LayerNorm(size, eps=1e-6), make_mlp(size, hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, size] -> [B, T, size]."""
-        x = x + self.dropout(self.attention(self.norm1(x)))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, size] -> [B, T, size]; `mask` [B, 1, 1, T] is true where a token may be seen."""
+        x = x + self.dropout(self.attention(self.norm1(x), mask=mask))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 

@@ -270,7 +270,7 @@ def _warnings(
     unknown: tuple[str, ...],
     beyond_graph: int,
 ) -> list[str]:
-    found = _plan_warnings(config, controller, plan, clock)
+    found = [*data.notes, *_plan_warnings(config, controller, plan, clock)]
     limit, kept = config.data.limit, sum(len(data.splits[name]) for name in ("train", "validate", "diagnose", "accept"))
     if limit is not None and kept < limit:
         found.append(f"data.limit {limit:,} is more than there is; all {kept:,} samples are used")

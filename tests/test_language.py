@@ -228,7 +228,7 @@ def test_pairs_are_padded_and_shifted(tmp_path: Path):
 def test_names_and_docstrings_are_the_default():
     data = load_data(TextPairSettings(skip_long=True))
     assert data.task == "pairs" and sum(len(split) for split in data.splits.values()) > 1900
-    assert "longer pairs left out" in data.name
+    assert any("longer than data.length 64 were left out" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,8 @@ def test_a_wrong_pair_is_named_by_its_line(tmp_path: Path, line: str, message: s
 
 def test_long_pairs_may_be_left_out(tmp_path: Path):
     data = load_data(pairs_file(tmp_path, [*PAIRS, "one\tmuch too long"], skip_long=True))
-    assert data.name == "pairs.tsv, 1 longer pairs left out"
+    (note,) = data.notes
+    assert note.endswith("pairs.tsv: 1 pairs longer than data.length 10 were left out")
 
 
 def test_padding_does_not_count():

@@ -15,6 +15,7 @@ __all__ = [
     "Cifar100Settings",
     "DataSettings",
     "DigitsSettings",
+    "ImageFolderSettings",
     "MemorySettings",
     "NpzSettings",
     "SplitSettings",
@@ -115,6 +116,25 @@ class NpzSettings(ImageSettings):
     path: str
 
 
+class ImageFolderSettings(ImageSettings):
+    """Images in a folder for each class, decoded once into a cache; all of them lie in memory.
+
+    path: PATH/CLASS/FILE, or PATH/train/CLASS/FILE with val and test beside train, which are taken as they are.
+    size: side of the square that images are resized to and cut from; null wants all of one size. mode: rgb or grey.
+    skip_broken: leave out what cannot be decoded, and say so; else it is an error. cache: folder for the decoded
+    images; null takes growkit/imagefolder in the user's cache, false keeps none. workers: threads; null takes as many
+    as there are processors.
+    """
+
+    name: Literal["imagefolder"] = "imagefolder"
+    path: str
+    size: Annotated[int, Field(ge=1)] | None = None
+    mode: Literal["rgb", "grey"] = "rgb"
+    skip_broken: bool = False
+    cache: str | Literal[False] | None = None
+    workers: Annotated[int, Field(ge=1)] | None = None
+
+
 class TeacherSettings(DataSettings):
     """Gaussian inputs labelled by a random teacher network (the MLP experiment of Evci et al., ICLR 2022).
 
@@ -164,6 +184,7 @@ AnyData = Annotated[
     | Cifar10Settings
     | Cifar100Settings
     | NpzSettings
+    | ImageFolderSettings
     | TeacherSettings
     | TextSettings
     | TextPairSettings

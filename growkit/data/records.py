@@ -53,12 +53,14 @@ class Source:
         pool: the samples to split.
         own: splits the source brings itself, such as an official test set.
         vocabulary: how many tokens there are, where samples are sequences of them.
+        notes: what the user should know, such as samples that were left out.
     """
 
     name: str
     pool: Split
     own: dict[str, Split]
     vocabulary: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def task(self) -> str:
@@ -84,6 +86,7 @@ class Data:
         mean: of the train split, [C] per channel, in the units of the stored numbers; [0] for floats (left untouched).
         std: likewise; [1] for floats.
         augment: augmentation of training batches.
+        notes: what the user should know of the source.
     """
 
     name: str
@@ -95,6 +98,7 @@ class Data:
     mean: Tensor
     std: Tensor
     augment: AugmentSettings
+    notes: tuple[str, ...] = ()
 
     @property
     def train(self) -> Split:

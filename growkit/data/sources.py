@@ -18,6 +18,7 @@ from growkit.config.data import (
     Cifar100Settings,
     DataSettings,
     DigitsSettings,
+    ImageFolderSettings,
     MemorySettings,
     NpzSettings,
     TeacherSettings,
@@ -25,6 +26,7 @@ from growkit.config.data import (
     TextSettings,
 )
 from growkit.data.checks import check_classes, check_finite
+from growkit.data.imagefolder import read_imagefolder
 from growkit.data.records import Data, Source, Split
 from growkit.data.splits import assemble
 from growkit.data.text import read_pairs, read_text
@@ -58,6 +60,8 @@ def read_source(settings: DataSettings) -> Source:
             return _cifar(settings)
         case NpzSettings():
             return _npz(Path(settings.path))
+        case ImageFolderSettings():
+            return read_imagefolder(settings)
         case TeacherSettings():
             return _teacher(settings)
         case TextSettings():

@@ -106,6 +106,7 @@ def assemble(
         mean=mean,
         std=std,
         augment=augment,
+        notes=source.notes,
     )
 
 

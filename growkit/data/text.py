@@ -75,8 +75,8 @@ def read_pairs(settings: TextPairSettings) -> Source:
     sources = torch.tensor([_padded([*source, END], length, PADDING) for source, _ in pairs])
     so_far = torch.tensor([_padded([BEGIN, *target], length, PADDING) for _, target in pairs])
     targets = torch.tensor([_padded([*target, END], length, IGNORED) for _, target in pairs])
-    name = f"{path.name}, {skipped} longer pairs left out" if skipped else path.name
-    return Source(name, Split(torch.stack([sources, so_far], 1), targets), {}, vocabulary=PADDING + 1)
+    notes = (f"{path}: {skipped} pairs longer than data.length {length} were left out",) if skipped else ()
+    return Source(path.name, Split(torch.stack([sources, so_far], 1), targets), {}, PADDING + 1, notes)
 
 
 def _padded(tokens: list[int], length: int, padding: int) -> list[int]:

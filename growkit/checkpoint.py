@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from growkit.config.models import AnyModel, CallableModelSettings, ModelSettings
 from growkit.device import lay_channels_last
 from growkit.errors import UserInputError
-from growkit.models import build_model
+from growkit.models import LIBRARIES, build_model
 from growkit.report import write_atomically
 from growkit.rng import isolated
 from growkit.surgery import Record, edited_buffers, lookup, record_from_json, replay
@@ -171,12 +171,15 @@ def _seed(architecture: Architecture, seed_model: nn.Module | None, trust: bool)
         return seed_model
     if seed_model is not None:
         return seed_model
-    if isinstance(architecture.seed, CallableModelSettings) and not trust:
-        raise UserInputError(
-            f"loading this model imports your code {architecture.seed.name!r}; allow it with load(run_dir, trust=True)"
-        )
+    seed = architecture.seed
+    if isinstance(seed, CallableModelSettings):
+        if seed.name.partition(":")[0] not in LIBRARIES and not trust:
+            raise UserInputError(
+                f"loading this model imports your code {seed.name!r}; allow it with load(run_dir, trust=True)"
+            )
+        seed = seed.model_copy(update={"weights": None})  # the run's own come over them
     with isolated():
-        return build_model(architecture.seed, architecture.input_shape, architecture.num_outputs)
+        return build_model(seed, architecture.input_shape, architecture.num_outputs)
 
 
 def _restore(model: nn.Module, architecture: Architecture, tensors: dict[str, Tensor], folder: Path) -> None:

@@ -68,13 +68,17 @@ def _is_callable_path(name: str) -> str:
 
 
 class CallableModelSettings(ModelSettings):
-    """Any callable `package.module:callable` that returns an nn.Module.
+    """Any callable `package.module:callable` that returns an nn.Module; `torchvision:NAME` and `timm:NAME` too.
 
-    args: the keyword arguments it is called with.
+    args: the keyword arguments it is called with; models of the two libraries also get num_classes from the data.
+    weights: a state dict to begin with, a file in safetensors or saved by torch; nothing is downloaded. weights_except:
+    patterns of names in it that keep their initial values, such as those of a head for other classes.
     """
 
     name: Annotated[str, AfterValidator(_is_callable_path), Field(json_schema_extra={"pattern": CALLABLE_PATH})]
     args: dict[str, JsonValue] = {}
+    weights: str | None = None
+    weights_except: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
 class LiveModelSettings(ModelSettings):

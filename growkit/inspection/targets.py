@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import inspect
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +14,7 @@ from growkit.config import Config
 from growkit.config.models import CallableModelSettings, LiveModelSettings
 from growkit.data import load_data
 from growkit.errors import ModelError, UserInputError
-from growkit.models import build_model
+from growkit.models import LIBRARIES, build_model
 from growkit.rng import isolated
 from growkit.surgery import Inputs, untouched
 
@@ -27,7 +23,6 @@ __all__ = ["Target", "example_of", "target_of"]
 BATCH = 2
 IMAGE = (3, 224, 224)
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
-LIBRARIES = ("torchvision", "timm")
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ def target_of(name: str, config: Config, shapes: Sequence[str] = (), *, data_giv
         if isinstance(settings, CallableModelSettings):
             library, _, member = settings.name.partition(":")
             known = library in LIBRARIES
-            model = _of_library(library, member, settings.args) if known else build_model(settings, (), 0)
+            model = build_model(settings, (), 0)
             if not example and known:
                 example = (_batch(_image_size(library, member, model), torch.float32),)
             elif not example and data_given:
@@ -108,29 +103,6 @@ def _batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if dtype.is_floating_point:
         return torch.randn((BATCH, *shape), generator=generator).to(dtype)
     return torch.randint(0, 2, (BATCH, *shape), generator=generator).to(dtype)  # 0 and 1 are in every vocabulary
-
-
-def _of_library(library: str, name: str, args: Mapping[str, Any]) -> nn.Module:
-    """A model of torchvision or timm with random weights: nothing is downloaded."""
-    try:
-        module = importlib.import_module("torchvision.models" if library == "torchvision" else "timm")
-    except ImportError as error:
-        raise ModelError(f"{library}:{name} needs {library}: pip install {library}") from error
-    known = list(module.list_models())
-    if name.split(".")[0] not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(f'{library}:{one}' for one in near)}?" if near else "see its list_models()"
-        raise ModelError(f"{library} has no model {name!r}; {hint}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of initial values that will change some day
-            if library == "timm":
-                return module.create_model(name, pretrained=False, **args)
-            backbone = "weights_backbone" in inspect.signature(module.get_model_builder(name)).parameters
-            random = {"weights": None, **({"weights_backbone": None} if backbone else {})}
-            return module.get_model(name, **random, **args)
-    except Exception as error:  # the builder sees the user's arguments and may raise anything
-        raise ModelError(f"{library}:{name} cannot be built: {type(error).__name__}: {error}") from error
 
 
 def _image_size(library: str, name: str, model: nn.Module) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from growkit.config.models import (
 from growkit.errors import ModelError
 from growkit.models.densenet import DenseNet
 from growkit.models.gpt import GPT
+from growkit.models.library import LIBRARIES, of_library
 from growkit.models.lstm import LSTM
 from growkit.models.mlp import MLP
 from growkit.models.mobilenet import MobileNet
@@ -35,6 +37,7 @@ from growkit.models.resnet import ResNet
 from growkit.models.seq2seq import Seq2Seq
 from growkit.models.vgg import VGG
 from growkit.models.vit import ViT
+from growkit.models.weights import load_weights
 from growkit.models.wrn import WideResNet
 from growkit.rng import isolated
 
@@ -81,12 +84,24 @@ def _build(settings: ModelSettings, input_shape: tuple[int, ...], num_outputs: i
         case Seq2seqSettings():
             return Seq2Seq(settings, input_shape, num_outputs)
         case CallableModelSettings():
-            return _call(settings)
+            return _called(settings, num_outputs)
         case LiveModelSettings():
             raise ModelError(
                 "model 'live' is handed over in Python, as growkit.grow(model, train); a file must name a model"
             )
     raise TypeError(f"no model is made from {type(settings).__name__}")
+
+
+def _called(settings: CallableModelSettings, num_outputs: int) -> nn.Module:
+    library, _, name = settings.name.partition(":")
+    if library in LIBRARIES:
+        known = {"num_classes": num_outputs} if num_outputs else {}
+        model = of_library(library, name, {**known, **settings.args})
+    else:
+        model = _call(settings)
+    if settings.weights is not None:
+        load_weights(model, Path(settings.weights), settings.weights_except)
+    return model
 
 
 def _call(settings: CallableModelSettings) -> nn.Module:

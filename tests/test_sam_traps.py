@@ -9,7 +9,7 @@ import copy
 import math
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -253,26 +253,58 @@ def test_an_overflow_in_either_pass_steps_not_and_halves_the_scale_once(make: An
     assert same(before, state_of(model)) and scaler.get_scale() == 512.0 and not optimizer.base.state
 
 
-def test_micro_batches_in_the_closure_are_the_whole_batch():
+def accumulated(model: nn.Module, losses: Callable[[], list[Tensor]]) -> None:
+    """One step on micro-batches, by a closure over all of them."""
+
+    def closure() -> Tensor:
+        found = losses()
+        for loss in found:
+            loss.backward()
+        return torch.stack(found).sum()
+
+    sam(model).step(closure)
+
+
+def accumulated_once(model: nn.Module, losses: Callable[[], list[Tensor]]) -> None:
+    """Naively: the second pass sees the last micro-batch alone."""
+    optimizer = naive_sam(model)
+    for loss in losses():
+        loss.backward()
+    optimizer.first_step()
+    losses()[-1].backward()
+    optimizer.second_step()
+
+
+@not_naive(accumulated, accumulated_once)
+def test_micro_batches_in_the_closure_are_the_whole_batch(make: Callable[[nn.Module, Callable], None]):
     model, other = net().eval(), net().eval()
     x, y = batch()
     sam(other).step(closure_of(other, x, y))
-
-    def closure() -> Tensor:
-        losses = [nn.functional.cross_entropy(model(a), b) / 3 for a, b in zip(x.split(2), y.split(2), strict=True)]
-        for loss in losses:
-            loss.backward()
-        return torch.stack(losses).sum()
-
-    sam(model).step(closure)
+    parts = list(zip(x.split(2), y.split(2), strict=True))
+    make(model, lambda: [nn.functional.cross_entropy(model(a), b) / 3 for a, b in parts])
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-13)
 
 
-def test_only_the_final_gradient_is_clipped():
+def clipped(model: nn.Module, closure: Callable[[], Tensor]) -> None:
+    sam(model, clip=1e-3, momentum=0.0, lr=1.0).step(closure)
+
+
+def clipped_before_the_move(model: nn.Module, closure: Callable[[], Tensor]) -> None:
+    """Naively: the gradient that only gives the direction of the move."""
+    optimizer = naive_sam(model, momentum=0.0, lr=1.0)
+    closure()
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    optimizer.first_step()
+    closure()
+    optimizer.second_step()
+
+
+@not_naive(clipped, clipped_before_the_move)
+def test_only_the_final_gradient_is_clipped(make: Callable[[nn.Module, Callable], None]):
     model = net().eval()
     parameters = [p.detach().clone() for p in model.parameters()]
-    sam(model, clip=1e-3, momentum=0.0, lr=1.0).step(closure_of(model, *batch()))
+    make(model, closure_of(model, *batch()))
     gone = torch.cat([(a - b).flatten() for a, b in zip(parameters, model.parameters(), strict=True)]).norm()
     assert gone.item() == pytest.approx(1e-3, rel=1e-4)
 

@@ -239,6 +239,7 @@ class _Progress:
                 for mode in ("eval", "train")
             },
             "smallest_new_gradient": min(self.first_gradients.values(), default=None),
+            "inputs": _inputs_of(parts.data),
             "compute": parts.compute.to_json(),
             "folder": None if self.folder is None else str(self.folder),
         }
@@ -309,6 +310,11 @@ def _recorders(folder: Path, tensorboard: bool) -> list[Observer]:
 
         recorders.append(TensorBoard(folder / "tb"))
     return recorders
+
+
+def _inputs_of(data: Data) -> dict[str, Any]:
+    """What the model expects: the shape, and by what stored numbers are normalised before it sees them."""
+    return {"shape": list(data.input_shape), "mean": data.mean.tolist(), "std": data.std.tolist()}
 
 
 def _sizes(data: Data) -> dict[str, int]:

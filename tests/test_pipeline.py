@@ -72,6 +72,14 @@ def test_a_loaded_model_is_bit_equal(grown: RunResult):
     assert torch.equal(growkit.load(grown.folder)(images), grown.model(images))
 
 
+def test_the_record_says_how_to_feed_the_model(grown: RunResult):
+    data = load_data(load_config(EXPERIMENTS / "wrn_quarter.yaml").data)
+    inputs = grown.result["inputs"]
+    assert inputs["shape"] == [1, 8, 8]
+    mean, std = (torch.tensor(inputs[name])[:, None, None] for name in ("mean", "std"))
+    torch.testing.assert_close((data.train.inputs[:2] - mean) / std, data.example(2))
+
+
 def test_every_stage_can_be_loaded(grown: RunResult):
     assert grown.folder is not None
     widths = [growkit.load(grown.folder, stage=stage.number).blocks[0].conv1.out_channels for stage in grown.stages]

@@ -19,6 +19,7 @@ __all__ = [
     "MemorySettings",
     "NpzSettings",
     "SplitSettings",
+    "TabularSettings",
     "TeacherSettings",
     "TextPairSettings",
     "TextSettings",
@@ -135,6 +136,24 @@ class ImageFolderSettings(ImageSettings):
     workers: Annotated[int, Field(ge=1)] | None = None
 
 
+class TabularSettings(DataSettings):
+    """A CSV with a header; numbers are put to mean 0 and deviation 1 of the train split, other columns become 0/1.
+
+    path: the file. target: the column to predict. test_path: a table of its own to test on; null splits it off. task:
+    classification, regression, or auto, which takes text and up to 50 different whole numbers for classes. categories:
+    columns of numbers that are none. ignore: columns to leave out. delimiter: between cells.
+    """
+
+    name: Literal["tabular"] = "tabular"
+    path: str
+    target: str
+    test_path: str | None = None
+    task: Literal["auto", "classification", "regression"] = "auto"
+    categories: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    ignore: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+
 class TeacherSettings(DataSettings):
     """Gaussian inputs labelled by a random teacher network (the MLP experiment of Evci et al., ICLR 2022).
 
@@ -185,6 +204,7 @@ AnyData = Annotated[
     | Cifar100Settings
     | NpzSettings
     | ImageFolderSettings
+    | TabularSettings
     | TeacherSettings
     | TextSettings
     | TextPairSettings

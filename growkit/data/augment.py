@@ -103,15 +103,19 @@ def cutout(images: Tensor, side: int, centre: Tensor) -> Tensor:
 
 
 def normalise(inputs: Tensor, mean: Tensor, std: Tensor, *, channels_last: bool = False) -> Tensor:
-    """Stored numbers as a model sees them: (x - mean) / std per channel for uint8 images, anything else untouched.
+    """Stored numbers as a model sees them: (x - mean) / std per channel of uint8 images and per feature of tables.
+
+    Anything else is untouched.
 
     Args:
         inputs: [B, C, H, W] uint8, or [B, ...] of another dtype.
-        mean: [C].
-        std: [C].
+        mean: [C], [F] of a table, or one number.
+        std: likewise.
         channels_last: the memory layout of images.
     """
     layout = torch.channels_last if channels_last and inputs.dim() == 4 else torch.contiguous_format
+    if inputs.is_floating_point() and inputs.dim() == 2 and len(mean) == inputs.shape[1] > 1:
+        return (inputs - mean) / std
     if inputs.dtype != torch.uint8:
         return inputs.contiguous(memory_format=layout)
     floats = inputs.to(torch.float32, memory_format=layout)

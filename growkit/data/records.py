@@ -54,6 +54,7 @@ class Source:
         own: splits the source brings itself, such as an official test set.
         vocabulary: how many tokens there are, where samples are sequences of them.
         notes: what the user should know, such as samples that were left out.
+        scaled: which features [F] are numbers to put to mean 0 and deviation 1; None for none.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Source:
     own: dict[str, Split]
     vocabulary: int | None = None
     notes: tuple[str, ...] = ()
+    scaled: Tensor | None = None
 
     @property
     def task(self) -> str:
@@ -83,7 +85,8 @@ class Data:
         indices: which samples of the source each split holds; of a test set in a file of its own: of that file.
         input_shape: shape of one input.
         num_outputs: classes, regression targets per sample, or tokens of the vocabulary.
-        mean: of the train split, [C] per channel, in the units of the stored numbers; [0] for floats (left untouched).
+        mean: of the train split, [C] per channel, in the units of the stored numbers; [F] for a table; [0] for other
+            floats (left untouched).
         std: likewise; [1] for floats.
         augment: augmentation of training batches.
         notes: what the user should know of the source.

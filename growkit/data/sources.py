@@ -21,6 +21,7 @@ from growkit.config.data import (
     ImageFolderSettings,
     MemorySettings,
     NpzSettings,
+    TabularSettings,
     TeacherSettings,
     TextPairSettings,
     TextSettings,
@@ -29,6 +30,7 @@ from growkit.data.checks import check_classes, check_finite
 from growkit.data.imagefolder import read_imagefolder
 from growkit.data.records import Data, Source, Split
 from growkit.data.splits import assemble
+from growkit.data.tabular import read_tabular
 from growkit.data.text import read_pairs, read_text
 from growkit.errors import DataError
 
@@ -62,6 +64,8 @@ def read_source(settings: DataSettings) -> Source:
             return _npz(Path(settings.path))
         case ImageFolderSettings():
             return read_imagefolder(settings)
+        case TabularSettings():
+            return read_tabular(settings)
         case TeacherSettings():
             return _teacher(settings)
         case TextSettings():

@@ -95,7 +95,7 @@ def assemble(
     indices |= {name: torch.arange(len(own)) for name, own in source.own.items() if name not in indices}
     splits = {name: source.own.get(name, source.pool).take(indices[name]) for name in SPLITS}
     _check(source, splits, augment)
-    mean, std = _moments(splits["train"].inputs)
+    mean, std = _moments(splits["train"].inputs, source.scaled)
     return Data(
         name=source.name,
         task=source.task,
@@ -169,8 +169,15 @@ def _listed(classes: list[int]) -> str:
     return f"class{'es' if len(classes) > 1 else ''} {shown}{', ...' if len(classes) > 5 else ''}"
 
 
-def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation per channel, exact from the 256 counts; (0, 1) for floats and 1 for a constant channel."""
+def _moments(inputs: Tensor, scaled: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and deviation per channel, exact from the 256 counts, or per scaled feature; 1 for a constant one.
+
+    (0, 1) for floats that are not scaled.
+    """
+    if scaled is not None:
+        std, mean = torch.std_mean(inputs.double(), dim=0, correction=0)
+        std = torch.where(scaled & (std > 1e-9), std, torch.ones_like(std))
+        return torch.where(scaled, mean, torch.zeros_like(mean)).float(), std.float()
     if inputs.dtype != torch.uint8:
         return torch.zeros(1), torch.ones(1)
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in inputs.unbind(1)]).double()

@@ -53,7 +53,7 @@ SELECTIONS = {
     "index_by_argmax": tokens(
         lambda m, h: h[torch.arange(len(h)), m.w(h).argmax(1)[:, 0]], 8, w=lambda: nn.Linear(8, 1),
     ),
-    "index_by_mask": tokens(lambda m, h: h[m.mask].view(4, 2, -1), "meets a form of aten.index",
+    "index_by_mask": tokens(lambda m, h: h[m.mask].view(4, 2, -1), "meets rows whose number depends on the values",
                             mask=lambda: torch.tensor([[True, True, False, False, False]] * 4)),
     "index_table_by_width": vector(lambda m, h: m.t[h.long().clamp(0, 4)], {"a": PICKED}, t=weight(5)),
     "gather_width": vector(lambda m, h: h.gather(1, torch.zeros(4, 3, dtype=torch.long)), PICKED),

@@ -194,11 +194,7 @@ def widen(
         SurgeryError: the wider model or copy fails or computes something else; all are as they were before the call.
     """
     _check_sites(model, [site])
-    if not site.graph.is_of(model):
-        raise GrowthRefused(
-            f"a site must be found in the model itself, but {site.name!r} was found in another one, or in the one that "
-            "this is a copy of; call find_sites(model, example)"
-        )
+    _check_own(model, site)
     known = {"zero": ZeroSettings(), "random": RandomSettings(form="zero_fan_out")}
     settings = known.get(initializer) if isinstance(initializer, str) else None
     if settings is None:
@@ -277,6 +273,14 @@ def _check_sites(model: Any, sites: Sequence[Any]) -> None:
                 f"{type(site).__name__} {site!r:.80}"
             )
     refuse_stale(model, sites)
+
+
+def _check_own(model: nn.Module, site: GrowthSite) -> None:
+    if not site.graph.is_of(model):
+        raise GrowthRefused(
+            f"a site must be found in the model itself, but {site.name!r} was found in another one, or in the one that "
+            "this is a copy of; call find_sites(model, example)"
+        )
 
 
 def _check_numbers(site: GrowthSite, num_new: Any, seed: Any) -> None:

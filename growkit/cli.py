@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, ParamSpec
 
@@ -154,8 +155,8 @@ def _dry_run(settings: Config, as_json: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the user's input, 3 the run failed, 130 interrupted."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that a user's modules are found but shadow nothing
+    with suppress(OSError):  # the folder may be gone
+        sys.path.append(str(Path.cwd()))  # last, so that modules there are found but shadow nothing
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter shows its code

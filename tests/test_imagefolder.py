@@ -163,6 +163,14 @@ def test_broken_images_are_left_out_if_so_wanted_and_listed_each_time(folder: Pa
         assert data.notes[0].endswith("animals: 1 of 36 images were left out: eel/001.png (OSError)")
 
 
+def test_a_class_of_broken_images_alone_is_named(folder: Path):
+    for file in (folder / "eel").iterdir():
+        file.write_bytes(b"no image")
+    for _ in range(2):  # packed, then from the cache
+        with pytest.raises(DataError, match="eel: a class must have an image that can be decoded, got none"):
+            load_data(settings(folder, skip_broken=True))
+
+
 def test_what_was_left_out_is_a_warning_of_the_run(folder: Path, tmp_path: Path):
     (folder / "eel" / "001.png").write_bytes(b"no image")
     config = config_from_overrides(

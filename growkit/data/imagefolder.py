@@ -59,8 +59,17 @@ def read_imagefolder(settings: ImageFolderSettings) -> Source:
             raise DataError(f"{root}: all images must have one size, got {sizes} (channels first); set data.size")
         write_packed(cache, packed)
     splits = {part: Split(one.images, one.labels) for part, one in packed.items()}
+    _check_left(listings["train"], packed["train"])
     notes = [text for one in packed.values() for text in one.notes] + ([note] if note else [])
     return Source(root.name, splits.pop("train"), splits, notes=tuple(notes))
+
+
+def _check_left(listing: Listing, packed: Packed) -> None:
+    """Refuse a class of which every image was left out: numbers of classes would shift, or end early."""
+    left = {*packed.labels.tolist()}
+    lost = [name for number, name in enumerate(listing.classes) if number not in left]
+    if lost:
+        raise DataError(f"{listing.root / lost[0]}: a class must have an image that can be decoded, got none")
 
 
 def _listings(root: Path) -> dict[str, Listing]:

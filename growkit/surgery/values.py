@@ -69,7 +69,7 @@ def gradient_after(gradient: Tensor, edit: ValueEdit) -> Tensor:
     """The gradient by the values after an edit: what was scaled up moves the loss as much less."""
     if not isinstance(edit, Scale):
         return gradient
-    values = gradient.clone()
+    values = gradient.to_dense().clone()
     inverse = replace(edit, factor=1.0 / edit.factor)
     return values.mul_(inverse.factor) if edit.rows is None else _scale_rows(values, inverse)
 

@@ -19,12 +19,13 @@ from growkit.growth.base import Clock
 from growkit.growth.controller import GrowthController
 from growkit.growth.plan import GrowthPlan
 from growkit.growth.statistics import Loss
+from growkit.losses import build_loss
 from growkit.models import build_model, check_output
 from growkit.optim import build_optimizer, passes_per_step
 from growkit.report import check_writable
 from growkit.rng import Streams, isolated
 from growkit.surgery import Inputs, lookup, untouched
-from growkit.train import Trainer, data_loss
+from growkit.train import Trainer
 
 __all__ = ["Assembly", "assemble"]
 
@@ -106,7 +107,7 @@ def _fit(
     steps_per_epoch = num_batches(data, "train", config.train.batch_size, training=True)
     clock = Clock(steps_per_epoch, total_steps or steps_per_epoch * config.train.epochs)
     optimizer = build_optimizer(config.train.optimizer, model.parameters(), model=model, total_steps=clock.total_steps)
-    loss = data_loss(data.task, config.train.label_smoothing)
+    loss = build_loss(config.train.loss, data.task, config.train.label_smoothing)
     with untouched(model):  # its forward and its hooks may write to what it keeps
         check_output(model, example, data.num_outputs, data.task)
         _rehearse(config, model, data, loss, compute)
@@ -228,6 +229,7 @@ def _rehearse(config: Config, model: nn.Module, data: Data, loss: Loss, compute:
 
 def _check_settings(config: Config, data: Data) -> None:
     """Refuse settings that the data rule out."""
+    build_loss(config.train.loss, data.task)
     if data.task == "regression" and config.train.label_smoothing > 0.0:
         raise UserInputError(
             f"train.label_smoothing is for classes and tokens, got {config.train.label_smoothing:g} for the "

@@ -20,9 +20,10 @@ from growkit.environment import describe_environment
 from growkit.graph import Refusal
 from growkit.growth.base import EpochRecord, History
 from growkit.growth.controller import GrowthEvent
+from growkit.metrics import Evaluation
 from growkit.report import ConsoleReport, JsonLines, MetricsTable, Observer, Reporter, RunFacts, RunFolder
 from growkit.surgery import Inputs
-from growkit.train import Evaluation, evaluate
+from growkit.train import evaluate
 
 __all__ = ["RESULT_VERSION", "RunResult", "Stage", "run"]
 
@@ -219,7 +220,7 @@ class _Progress:
             "version": RESULT_VERSION,
             "test": _scores(test),
             "validate": _scores(self.validation),
-            "train": {"accuracy": self.history.epochs[-1].train_accuracy, "loss": self.history.epochs[-1].train_loss},
+            "train": self._last_training(),
             "params": self.params,
             "flops": self.flops,
             "train_flops": self.cost.training,
@@ -277,12 +278,19 @@ class _Progress:
             train_flops=self.cost.training,
             cpu_seconds=self.started.cpu_seconds(),
             wall_seconds=self.started.wall_seconds(),
+            train_metrics=train.metrics,
+            validate_metrics={} if self.validation is None else self.validation.metrics,
         )
         self.history.epochs.append(record)
         self.report.epoch(record, self.parts.widths)
 
+    def _last_training(self) -> dict[str, float | None]:
+        last = self.history.epochs[-1]
+        return {"accuracy": last.train_accuracy, "loss": last.train_loss, **last.train_metrics}
+
     def _evaluate(self, split: str) -> Evaluation | None:
-        result = evaluate(self.parts.model, self.parts.data, split, self.parts.compute)
+        parts = self.parts
+        result = evaluate(parts.model, parts.data, split, parts.compute, loss=parts.config.train.loss)
         if result is not None:
             self.cost.add("evaluation", self.flops * result.samples)
         return result
@@ -324,5 +332,4 @@ def _sizes(data: Data) -> dict[str, int]:
 def _scores(evaluation: Evaluation | None) -> dict[str, float | None] | None:
     if evaluation is None:
         return None
-    scores = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
-    return scores if evaluation.perplexity is None else {**scores, "perplexity": evaluation.perplexity}
+    return {"accuracy": evaluation.accuracy, "loss": evaluation.loss, **evaluation.metrics}

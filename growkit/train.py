@@ -8,51 +8,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from growkit.config.train import TrainSettings
+from growkit.config.train import AutoLossSettings, LossSettings, TrainSettings
 from growkit.data import Data, batches, num_batches
-from growkit.data.records import IGNORED, LANGUAGE, PAIRS, REGRESSION
 from growkit.device import ComputePolicy, lacks_memory
 from growkit.errors import GrowkitError, TrainingError
+from growkit.losses import build_loss, is_cross_entropy
+from growkit.metrics import Evaluation, Meter
 from growkit.rng import Streams, isolated
 from growkit.schedule import rate_factor
 
-__all__ = ["Evaluation", "Trainer", "data_loss", "evaluate"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Mean loss and, but for regression, accuracy in 0..1 over some samples; over their tokens, where they have some.
-
-    perplexity: exp(loss), for tokens.
-    """
-
-    loss: float
-    accuracy: float | None
-    samples: int
-    perplexity: float | None = None
-
-
-def data_loss(task: str, label_smoothing: float = 0.0) -> Callable[[Any, Tensor], Tensor]:
-    """The loss of (outputs, targets) for a task: cross-entropy in nats (of tokens, per token), or mean squared error.
-
-    Shapes: outputs [B, K], for language and pairs [B, T, K]; targets without the last dimension, for regression with
-    it. Targets of -100 pad and do not count.
-    """
-    if task != REGRESSION:
-        return lambda outputs, targets: F.cross_entropy(
-            outputs.float().flatten(0, -2), targets.flatten(), label_smoothing=label_smoothing
-        )
-    return lambda outputs, targets: F.mse_loss(outputs.float(), targets)
+__all__ = ["Trainer", "evaluate"]
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: Data, split: str, compute: ComputePolicy, batch_size: int = 1000
+    model: nn.Module,
+    data: Data,
+    split: str,
+    compute: ComputePolicy,
+    batch_size: int = 1000,
+    loss: LossSettings = AutoLossSettings(),  # noqa: B008 - frozen
 ) -> Evaluation | None:
-    """Loss (without label smoothing) and accuracy of `model` on a split; None where the split is empty.
+    """Loss (without label smoothing) and metrics of `model` on a split; None where the split is empty.
 
     The mode of every submodule and torch's random state are as before.
 
@@ -61,7 +40,7 @@ def evaluate(
     """
     if len(data.split(split)) == 0:
         return None
-    meter, loss = _Meter(data.task), data_loss(data.task)
+    meter, loss_of = Meter(data.task, is_cross_entropy(loss)), build_loss(loss, data.task)
     modes = [(module, module.training) for module in model.modules()]
     try:
         with isolated():
@@ -69,47 +48,11 @@ def evaluate(
             for inputs, targets in batches(data, split, batch_size, channels_last=compute.channels_last):
                 with compute.autocast():
                     outputs = model(inputs)
-                meter.add(loss(outputs, targets), outputs, targets)
+                meter.add(loss_of(outputs, targets), outputs, targets)
     finally:
         for module, training in modes:
             module.training = training
     return meter.result()
-
-
-LARGEST_EXPONENT = 700.0  # exp of more is no number
-
-
-class _Meter:
-    """Sums on the device; one transfer to the host when the result is asked for."""
-
-    def __init__(self, task: str):
-        self._task = task
-        self._sums: Tensor | None = None
-        self._samples = 0
-
-    @property
-    def empty(self) -> bool:
-        return self._sums is None
-
-    def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        if self._task == REGRESSION:
-            correct, weight = loss.new_zeros(()), loss.new_tensor(len(targets))
-        else:
-            correct, weight = (outputs.argmax(-1) == targets).sum(), (targets != IGNORED).sum()
-        sums = torch.stack([loss.detach().double() * weight, correct.double(), weight.double()])
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._samples += len(targets)
-
-    def result(self) -> Evaluation:
-        assert self._sums is not None, "nothing was added"
-        loss, correct, weight = self._sums.tolist()
-        mean = loss / weight
-        return Evaluation(
-            mean,
-            accuracy=None if self._task == REGRESSION else correct / weight,
-            samples=self._samples,
-            perplexity=math.exp(min(mean, LARGEST_EXPONENT)) if self._task in (LANGUAGE, PAIRS) else None,
-        )
 
 
 @dataclass
@@ -138,10 +81,10 @@ class Trainer:
     _source: Iterator[tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.loss = data_loss(self.data.task, self.settings.label_smoothing)
+        self.loss = build_loss(self.settings.loss, self.data.task, self.settings.label_smoothing)
         self.steps_per_epoch = num_batches(self.data, "train", self.settings.batch_size, training=True)
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._meter = _Meter(self.data.task)
+        self._meter = self._new_meter()
         assert self.steps_per_epoch > 0, "a train split of one sample gives no training batch"
 
     @property
@@ -242,10 +185,13 @@ class Trainer:
                 return batch
             self._source = None
 
+    def _new_meter(self) -> Meter:
+        return Meter(self.data.task, is_cross_entropy(self.settings.loss, self.settings.label_smoothing))
+
     def _close_epoch(self, on_epoch: Callable[[Evaluation], None]) -> None:
         self._check_finite()
         self.epoch += 1
-        result, self._meter = self._meter.result(), _Meter(self.data.task)
+        result, self._meter = self._meter.result(), self._new_meter()
         on_epoch(result)
 
     def _check_finite(self) -> None:

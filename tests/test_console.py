@@ -111,8 +111,8 @@ def test_the_summary_of_a_run_without_files_accuracy_or_splits():
         "files     none written",
         "next      pass root= to keep a run folder",
     ]
-    regression = {**RESULT, "test": {"accuracy": None, "loss": 0.5}, "validate": None}
-    assert summary_lines(regression)[0] == "result    test (loss 0.5000)"
+    regression = {**RESULT, "test": {"accuracy": None, "loss": 0.5, "rmse": 0.7071, "r2": 0.9}, "validate": None}
+    assert summary_lines(regression)[0] == "result    test rmse 0.7071 r2 0.9 (loss 0.5000)"
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,16 @@ import growkit
 from growkit.config import config_from_overrides
 from growkit.config.data import TextPairSettings, TextSettings
 from growkit.config.models import GptSettings, LstmSettings, ModelSettings, Seq2seqSettings
+from growkit.config.train import AutoLossSettings
 from growkit.data import SPLITS, data_from_user, load_data
 from growkit.data.text import BEGIN, END, PADDING, docstrings
 from growkit.device import choose_compute
 from growkit.errors import DataError, ModelError
+from growkit.losses import build_loss
 from growkit.models import build_model
 from growkit.rng import isolated
 from growkit.surgery import Inputs, verify_sites
-from growkit.train import data_loss, evaluate
+from growkit.train import evaluate
 
 WORDS = "the quick brown fox jumps over the lazy dog, "
 
@@ -97,7 +99,7 @@ def test_tokens_that_do_not_fit_are_refused(inputs: Tensor, targets: Tensor, mes
 def test_the_loss_is_the_mean_over_tokens():
     outputs, targets = torch.randn(3, 5, 7), torch.randint(0, 7, (3, 5))
     expected = torch.stack([cross_entropy(o, t) for o, t in zip(outputs, targets, strict=True)]).mean()
-    torch.testing.assert_close(data_loss("language")(outputs, targets), expected)
+    torch.testing.assert_close(build_loss(AutoLossSettings(), "language")(outputs, targets), expected)
 
 
 class Guess(nn.Module):
@@ -119,7 +121,7 @@ def test_scores_of_language_are_by_token():
     again = (data.train.inputs == data.train.targets).double().mean().item()
     loss = -again * math.log(9 / 12) - (1 - again) * math.log(1 / 12)
     assert found.accuracy == pytest.approx(again) and found.samples == len(data.train)
-    assert found.loss == pytest.approx(loss) and found.perplexity == pytest.approx(math.exp(loss))
+    assert found.loss == pytest.approx(loss) and found.metrics["perplexity"] == pytest.approx(math.exp(loss))
 
 
 def test_a_model_of_other_outputs_is_refused():
@@ -254,7 +256,9 @@ def test_padding_does_not_count():
     outputs, targets = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
     targets[0, 2:] = -100
     kept = targets != -100
-    torch.testing.assert_close(data_loss("pairs")(outputs, targets), cross_entropy(outputs[kept], targets[kept]))
+    torch.testing.assert_close(
+        build_loss(AutoLossSettings(), "pairs")(outputs, targets), cross_entropy(outputs[kept], targets[kept])
+    )
 
 
 SEQ2SEQ = Seq2seqSettings(size=16, depth=1, heads=2)

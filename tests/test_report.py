@@ -70,12 +70,25 @@ def test_metrics_have_the_fields_of_an_epoch_and_every_width(tmp_path: Path):
     play(MetricsTable(tmp_path / "metrics.csv"))
     with (tmp_path / "metrics.csv").open(newline="") as file:
         table = csv.DictReader(file)
-        assert table.fieldnames == [field.name for field in fields(EpochRecord)] + ["width/a.fc", "width/b"]
+        known = [field.name for field in fields(EpochRecord) if not field.name.endswith("_metrics")]
+        assert table.fieldnames == [*known, "width/a.fc", "width/b"]
         rows = list(table)
     assert [(row["step"], row["train_loss"], row["width/a.fc"], row["width/b"]) for row in rows] == [
         ("8", "1.5", "4", "5"),
         ("16", "1.0", "6", "5"),
     ]
+
+
+def test_metrics_of_the_task_have_columns_of_their_own(tmp_path: Path):
+    table = MetricsTable(tmp_path / "metrics.csv")
+    table.started(replace(FACTS, data={**FACTS.data, "task": "regression"}))
+    metrics = {"rmse": 0.5, "mae": 0.25}  # no r2: the targets of this epoch were constant
+    table.epoch(replace(EPOCHS[0], train_metrics=metrics, validate_metrics={}), SEED)
+    table.close()
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert [row[f"train_{name}"] for name in ("rmse", "mae", "r2")] == ["0.5", "0.25", ""]
+    assert [row[f"validate_{name}"] for name in ("rmse", "mae", "r2")] == ["", "", ""]
 
 
 def test_metrics_leave_blank_what_there_is_not(tmp_path: Path):

@@ -19,7 +19,8 @@ FLOORS = [
     ["config"],
     ["rng", "device", "environment"],
     ["data", "models", "optim", "cost", "graph", "schedule"],
-    ["surgery"],
+    ["losses"],
+    ["metrics", "surgery"],
     [
         "growth.base",
         "growth.event",

@@ -80,6 +80,16 @@ def test_the_board_is_laid_out(board):
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 
 
+def test_metrics_of_the_task_are_curves(tmp_path: Path):
+    writer = TensorBoard(tmp_path)
+    writer.started(FACTS)
+    writer.epoch(replace(EPOCHS[0], train_metrics={"perplexity": 4.5}, validate_metrics={"perplexity": 5.0}), SEED)
+    writer.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert curve(events, "perplexity/train") == [(8, 4.5)] and curve(events, "perplexity/validate") == [(8, 5.0)]
+    assert curve(events, "by_flops/perplexity/validate") == [(3, 5.0)]
+
+
 def test_a_run_without_accuracy_or_validation_is_drawn_too(tmp_path: Path):
     writer = TensorBoard(tmp_path)
     writer.started(replace(FACTS, plan=None))

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from growkit.config.data import AugmentSettings, SplitSettings
-from growkit.config.train import AdamSettings, CosineSettings, SGDSettings, TrainSettings
+from growkit.config.train import AdamSettings, AutoLossSettings, CosineSettings, SGDSettings, TrainSettings
 from growkit.data import Data, batches, data_from_user
 from growkit.device import ComputePolicy
 from growkit.errors import DataError, TrainingError
+from growkit.losses import build_loss
+from growkit.metrics import Evaluation
 from growkit.optim import build_optimizer
 from growkit.rng import Streams
-from growkit.train import Evaluation, Trainer, data_loss, evaluate
+from growkit.train import Trainer, evaluate
 
 FP32 = ComputePolicy("cpu", "fp32", False, "test")
 BF16 = ComputePolicy("cpu", "bf16", True, "test")
@@ -352,7 +354,9 @@ def test_evaluation_knows_no_label_smoothing(images: Data):
     run = trainer(network(), images, settings)
     outputs, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     assert torch.equal(run.loss(outputs, targets), F.cross_entropy(outputs, targets, label_smoothing=0.5))
-    assert torch.equal(data_loss("classification")(outputs, targets), F.cross_entropy(outputs, targets))
+    assert torch.equal(
+        build_loss(AutoLossSettings(), "classification")(outputs, targets), F.cross_entropy(outputs, targets)
+    )
 
 
 def test_an_empty_split_has_no_evaluation(images: Data):

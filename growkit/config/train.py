@@ -16,11 +16,20 @@ __all__ = [
     "AdamSettings",
     "AdamWSettings",
     "AnyBase",
+    "AnyLoss",
     "AnyOptimizer",
     "AnySchedule",
+    "AutoLossSettings",
     "ConstantSettings",
     "CosineSettings",
+    "CrossEntropySettings",
+    "FocalSettings",
+    "HuberSettings",
     "LinearRadius",
+    "LossSettings",
+    "MarginSettings",
+    "MeanAbsoluteSettings",
+    "MeanSquaredSettings",
     "RateRadius",
     "SAMSettings",
     "SGDSettings",
@@ -214,17 +223,101 @@ class StepSettings(ScheduleSettings):
 AnySchedule = Annotated[ConstantSettings | CosineSettings | StepSettings, BY_NAME, named("cosine")]
 
 
+class LossSettings(Settings):
+    """A loss by name."""
+
+    name: str
+
+
+class AutoLossSettings(LossSettings):
+    """The loss of the data's task: cross-entropy in nats, for regression the mean squared error."""
+
+    name: Literal["auto"] = "auto"  # type: ignore[assignment]
+
+
+class CrossEntropySettings(LossSettings):
+    """Cross-entropy in nats, of classes and of tokens; `train.label_smoothing` goes with it."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"  # type: ignore[assignment]
+
+
+class FocalSettings(LossSettings):
+    """Cross-entropy that counts what is already known less, of classes and of tokens (Lin et al., 2017).
+
+    gamma: the power of the missing probability that a sample is weighted by; 0 is cross-entropy.
+    """
+
+    name: Literal["focal"] = "focal"  # type: ignore[assignment]
+    gamma: NonNegative = 2.0
+
+
+class MarginSettings(LossSettings):
+    """The hinge of several classes: how far others come within a margin of the right one (Crammer and Singer, 2001).
+
+    margin: between logits.
+    """
+
+    name: Literal["margin"] = "margin"  # type: ignore[assignment]
+    margin: Annotated[float, Field(gt=0.0)] = 1.0
+
+
+class MeanSquaredSettings(LossSettings):
+    """The mean squared error, for regression."""
+
+    name: Literal["mse"] = "mse"  # type: ignore[assignment]
+
+
+class MeanAbsoluteSettings(LossSettings):
+    """The mean absolute error, for regression."""
+
+    name: Literal["mae"] = "mae"  # type: ignore[assignment]
+
+
+class HuberSettings(LossSettings):
+    """Half the squared error, linear beyond delta, for regression (Huber, 1964).
+
+    delta: in the units of the targets.
+    """
+
+    name: Literal["huber"] = "huber"  # type: ignore[assignment]
+    delta: Annotated[float, Field(gt=0.0)] = 1.0
+
+
+AnyLoss = Annotated[
+    AutoLossSettings
+    | CrossEntropySettings
+    | FocalSettings
+    | MarginSettings
+    | MeanSquaredSettings
+    | MeanAbsoluteSettings
+    | HuberSettings,
+    BY_NAME,
+    named("auto"),
+]
+
+
 class TrainSettings(Settings):
     """How a stage trains.
 
-    epochs: of the whole run, all stages together. precision: auto is bf16 and channels-last where the device has native
-    bf16, else fp32. device: auto is cuda where there is one, else cpu.
+    epochs: of the whole run, all stages together. loss: what is minimised, and reported as the loss. label_smoothing:
+    share of each target that is spread over all classes, in training alone. precision: auto is bf16 and channels-last
+    where the device has native bf16, else fp32. device: auto is cuda where there is one, else cpu.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=1)] = 128
     optimizer: AnyOptimizer = SGDSettings()
     schedule: AnySchedule = CosineSettings()
+    loss: AnyLoss = AutoLossSettings()
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _smoothing_needs_cross_entropy(self) -> TrainSettings:
+        if self.label_smoothing > 0.0 and self.loss.name not in ("auto", "cross_entropy"):
+            raise ValueError(
+                f"label_smoothing goes with loss: cross_entropy, got {self.label_smoothing:g} with {self.loss.name}; "
+                "set it to 0"
+            )
+        return self

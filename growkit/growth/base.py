@@ -44,6 +44,7 @@ class EpochRecord:
     """What one epoch gave. Losses in nats or squared units, accuracies in 0..1 (None for regression), FLOPs as 2 x MAC.
 
     validate_* are None where the validate split is empty. flops: forward per sample. train_flops: spent so far.
+    *_metrics: what the task knows besides, such as perplexity (growkit.metrics.Evaluation).
     """
 
     step: int
@@ -58,6 +59,8 @@ class EpochRecord:
     train_flops: int
     cpu_seconds: float
     wall_seconds: float
+    train_metrics: Mapping[str, float] = field(default_factory=dict)
+    validate_metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -88,10 +88,12 @@ class ConsoleReport(Observer):
         parts = [f"epoch {record.epoch:>3}", f"loss {record.train_loss:.4f}"]
         if record.train_accuracy is not None:
             parts.append(f"acc {record.train_accuracy:6.2%}")
+        parts += _metrics(record.train_metrics)
         if record.validate_loss is not None:
             parts.append(f"validate {record.validate_loss:.4f}")
         if record.validate_accuracy is not None:
             parts.append(f"{record.validate_accuracy:6.2%}")
+        parts += _metrics(record.validate_metrics)
         parts += [
             f"lr {record.learning_rate:.4g}",
             f"{human(record.params)} params",
@@ -149,6 +151,10 @@ def _notes(reason: str, facts: Mapping[str, Any]) -> str:
     )
 
 
+def _metrics(values: Mapping[str, float]) -> list[str]:
+    return [f"{name.replace('_', '-')} {value:.4g}" for name, value in values.items()]
+
+
 def _growth_line(facts: RunFacts) -> str:
     if facts.config.control != "none":
         return (
@@ -175,10 +181,11 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     for split in ("test", "validate"):
         if result[split] is not None:
             accuracy = result[split]["accuracy"]
+            others = {name: value for name, value in result[split].items() if name not in ("accuracy", "loss")}
             scores.append(
                 f"{split} "
                 + (f"{accuracy:.2%} " if accuracy is not None else "")
-                + (f"perplexity {result[split]['perplexity']:.3f} " if "perplexity" in result[split] else "")
+                + "".join(f"{metric} " for metric in _metrics(others))
                 + f"(loss {result[split]['loss']:.4f})"
             )
     folder = result["folder"]

@@ -13,6 +13,8 @@ from typing import Any
 from growkit.config import dump_config
 from growkit.errors import UserInputError
 from growkit.growth.base import EpochRecord
+from growkit.losses import is_cross_entropy
+from growkit.metrics import metric_names
 from growkit.report.observer import Observer, RunFacts
 from growkit.report.strict_json import to_json
 
@@ -46,26 +48,47 @@ class RunFolder(Observer):
         write_atomically(self.path / name, text.encode())
 
 
+METRICS = {"train_metrics": "train", "validate_metrics": "validate"}
+
+
 class MetricsTable(Observer):
-    """metrics.csv: a row per epoch; the columns are the fields of EpochRecord, then `width/SITE` for every site."""
+    """metrics.csv: a row per epoch.
+
+    The columns are the fields of EpochRecord, its metrics one by one as `train_NAME` and `validate_NAME`, then
+    `width/SITE` for every site.
+    """
 
     def __init__(self, path: Path):
         self._file = path.open("w", newline="", encoding="utf-8")
         self._writer: csv.DictWriter[str] | None = None
 
     def started(self, facts: RunFacts) -> None:
-        columns = [field.name for field in fields(EpochRecord)] + [f"width/{site}" for site in facts.widths]
+        known = [field.name for field in fields(EpochRecord) if field.name not in METRICS]
+        columns = known + _metric_columns(facts) + [f"width/{site}" for site in facts.widths]
         self._writer = csv.DictWriter(self._file, columns)
         self._writer.writeheader()
         self._file.flush()
 
     def epoch(self, record: EpochRecord, widths: Mapping[str, int]) -> None:
         assert self._writer is not None
-        self._writer.writerow({**asdict(record), **{f"width/{site}": width for site, width in widths.items()}})
+        row = asdict(record)
+        for kind, part in METRICS.items():
+            row |= {f"{part}_{name}": value for name, value in row.pop(kind).items()}
+        self._writer.writerow({**row, **{f"width/{site}": width for site, width in widths.items()}})
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _metric_columns(facts: RunFacts) -> list[str]:
+    train, task = facts.config.train, facts.data["task"]
+    smoothing = {"train": train.label_smoothing, "validate": 0.0}
+    return [
+        f"{part}_{name}"
+        for part in METRICS.values()
+        for name in metric_names(task, is_cross_entropy(train.loss, smoothing[part]))
+    ]
 
 
 def check_writable(root: str | Path) -> None:

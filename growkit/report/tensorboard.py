@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from growkit.growth.base import EpochRecord
 from growkit.growth.controller import GrowthEvent
+from growkit.losses import is_cross_entropy
+from growkit.metrics import metric_names
 from growkit.report.observer import Observer, RunFacts
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class TensorBoard(Observer):
                     "FLOPs per sample": ["Multiline", [r"^size/flops$"]],
                     "accuracy": ["Multiline", [r"^accuracy/.*"]],
                     "loss": ["Multiline", [r"^loss/.*"]],
+                    **{name: ["Multiline", [rf"^{name}/.*"]] for name in _metrics(facts)},
                 }
             }
         )
@@ -57,6 +60,8 @@ class TensorBoard(Observer):
             "loss/validate": record.validate_loss,
             "accuracy/train": record.train_accuracy,
             "accuracy/validate": record.validate_accuracy,
+            **{f"{name}/train": value for name, value in record.train_metrics.items()},
+            **{f"{name}/validate": value for name, value in record.validate_metrics.items()},
         }
         for tag, value in curves.items():
             if value is not None:
@@ -102,6 +107,10 @@ class TensorBoard(Observer):
         # SummaryWriter.add_hparams opens a second run beside this one; its three summaries go into this run instead.
         for summary in hparams(self._hparams, {"accuracy/validate": 0.0, "loss/validate": 0.0, "size/params": 0.0}):
             self._writer._get_file_writer().add_summary(summary)
+
+
+def _metrics(facts: RunFacts) -> tuple[str, ...]:
+    return metric_names(facts.data["task"], is_cross_entropy(facts.config.train.loss))
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | str | float | int]:

@@ -42,10 +42,15 @@ def _by_attribute(graph: ModelGraph, sites: Sequence[GrowthSite]) -> Iterator[Gr
 
 
 def _by_product(graph: ModelGraph, sites: Sequence[GrowthSite]) -> Iterator[GrowthSite]:
-    """A width that elsewhere is written as a product, such as heads times their size: one factor grows along."""
+    """A width that elsewhere is written as a product, such as heads times their size: one factor grows along.
+
+    So do widths that are equal to it elsewhere: those that one number, read off its size, is written for.
+    """
     site_of = {site.atom: site for site in sites}
     for stream in sites:
-        products = list(_products(graph, stream.atom))
+        written = list(_products(graph, stream.atom))
+        equals = [one for literal in written if (one := resolve(literal.dim)) in site_of]
+        products = [literal for literal in written if isinstance(resolve(literal.dim), Product)]
         for choose in (_first, _last):
             chosen = [
                 (one, factor) for one in products if (factor := choose(one.dim, site_of, stream.atom)) is not None
@@ -61,18 +66,24 @@ def _by_product(graph: ModelGraph, sites: Sequence[GrowthSite]) -> Iterator[Grow
                 continue
             step = math.lcm(*ratios.values())
             steps = {factor: step // ratio for factor, ratio in ratios.items()}
-            ties = {stream.atom: resolve(chosen[0][0].dim)}
-            yield graph.join([stream, *(site_of[factor] for factor in ratios)], steps, ties)
+            ties = dict.fromkeys((stream.atom, *equals), resolve(chosen[0][0].dim))
+            yield graph.join([site_of[one] for one in (*ties, *steps)], steps, ties)
+        if equals and not products:
+            yield graph.join([stream, *(site_of[one] for one in equals)], dict.fromkeys((stream.atom, *equals), 1))
 
 
 def _products(graph: ModelGraph, atom: Atom) -> Iterator[Literal]:
-    """Where the forward passes the size of a product, equal to the atom's size, in a module that sees the atom."""
+    """Where the forward passes another size equal to the atom's in a module that sees the atom, or factors of one.
+
+    A step that may not change, as in the merging of patches, is no factor that was computed from the width.
+    """
     owners = graph.owners_of(atom)
     seen = set()
-    for literal in graph.literals:
+    free = [one for one in graph.quotients if not any(leaf.pins for leaf in leaves(one.dim))]
+    for literal in (*graph.literals, *free):
         dim = resolve(literal.dim)
         near = not owners.isdisjoint(literal.owners[:2])
-        if not isinstance(dim, Product) or size(dim) != atom.size or atom in leaves(dim) or not near:
+        if not isinstance(dim, Atom | Product) or size(dim) != atom.size or atom in leaves(dim) or not near:
             continue
         if not all(leaf.pins for leaf in leaves(dim)) and (key := tuple(leaves(dim))) not in seen:
             seen.add(key)

@@ -36,6 +36,7 @@ class ModelGraph:
         refusals: the other widths, each with its reason.
         unknown_ops: how often each operation occurred for which no rule holds.
         literals: the numbers that the forward passes to operations, each once.
+        quotients: products of which it passes the factors, side by side.
         structure: the modules that it was traced with.
         inputs: the example it was traced with, as positional and keyword arguments.
         path_specialised: True if the forward branches on values, and the graph holds only for the path of the example.
@@ -57,6 +58,7 @@ class ModelGraph:
         self.path_specialised = train.path_specialised or evaluation.path_specialised
         self.unknown_ops: dict[str, int] = self.contexts[1].unknown_ops | self.contexts[0].unknown_ops
         self.literals = _distinct(literal for ctx in self.contexts for literal in ctx.literals)
+        self.quotients = _distinct(one for ctx in self.contexts for one in ctx.quotients)
         self._carriers = [find_carriers(modules, literal) for literal in self.literals]
         self.sites, self.refusals = self._judge(modules)
 

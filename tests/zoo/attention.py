@@ -282,6 +282,58 @@ class GMLP(nn.Module):
         return self.head(x.mean(1))
 
 
+class ReducedAttention(nn.Module):
+    """Keys and values of fewer positions, by a strided convolution (Wang et al., 2021)."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.q, self.kv, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.sr, self.norm = nn.Conv2d(dim, dim, 2, stride=2), nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, side: int) -> Tensor:
+        B, N, C = x.shape
+        q = self.q(x).reshape(B, N, self.num_heads, -1).transpose(1, 2)
+        x = self.sr(x.transpose(1, 2).reshape(B, C, side, side)).reshape(B, C, -1).transpose(1, 2)
+        k, v = self.kv(self.norm(x)).reshape(B, -1, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, C))
+
+
+class QuotientAttention(nn.Module):
+    """The size of a head is computed from the width of the input, and never multiplied again."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, side: int) -> Tensor:
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        attention = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        return self.proj((10 * attention).softmax(-1).matmul(v).transpose(1, 2).reshape(B, N, -1))
+
+
+class Pyramid(nn.Module):
+    """Two stages; the number of positions falls by merging patches of 2 x 2 side by side, as in Swin."""
+
+    def __init__(self, attention: type[nn.Module]):
+        super().__init__()
+        self.embed, self.norms = nn.Conv2d(3, 8, 2, stride=2), nn.ModuleList([nn.LayerNorm(8), nn.LayerNorm(18)])
+        self.attention = nn.ModuleList([attention(8, 2), attention(18, 3)])
+        self.merge, self.head = nn.Linear(4 * 8, 18), nn.Linear(18, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        B, _, side, _ = x.shape
+        x = x.flatten(2).transpose(1, 2)
+        x = x + self.attention[0](self.norms[0](x), side)
+        x = x.view(B, side // 2, 2, side // 2, 2, x.shape[-1]).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        x = self.merge(x).flatten(1, 2)
+        x = x + self.attention[1](self.norms[1](x), side // 2)
+        return self.head(x.mean(1))
+
+
 def padded() -> tuple[Tensor, Tensor]:
     padding = torch.zeros(2, 7, dtype=torch.bool)
     padding[1, 5:] = True
@@ -331,6 +383,27 @@ ENTRIES = (
         grows=(("blocks.*.mlp.0", 56), ("merge.reduction", 48), ("stem", None)),
         notes="one norm reads four tokens of the stream side by side, which a shift of each token would change but "
         "copies of all channels do not; the width behind the merging is read by a norm only",
+    ),
+    Entry(
+        "attention over fewer positions",
+        lambda: Pyramid(ReducedAttention),
+        lambda: image(8),
+        grows=(
+            ("embed", None),
+            ("merge", None),
+            ("attention.0.q", 2),
+            ("attention.1.q", 3),
+            ("attention.1.q", 6),
+            ("attention.*.sr", None),
+        ),
+        notes="the width of the stream is written for that of the convolution, and must stay heads times their size",
+    ),
+    Entry(
+        "head size as a quotient",
+        lambda: Pyramid(QuotientAttention),
+        lambda: image(8),
+        grows=(("embed", None), ("merge", None), ("attention.*.qkv", None)),
+        notes="heads times their size must stay the stream's width, though that product stands nowhere",
     ),
     Entry(
         "perceiver",

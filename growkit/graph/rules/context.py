@@ -174,6 +174,7 @@ class Context:
         self.outer: dict[Node, Node] = {}  # what the inputs of a region are outside it
         self.depends_on_input: set[Node] = set()
         self.literals: list[Literal] = []
+        self.quotients: list[Literal] = []
         self.flagged: list[Flagged] = []
         self.contractions: list[Contraction] = []
         self.unknown_ops: dict[str, int] = {}
@@ -224,6 +225,12 @@ class Context:
         if self.call is not None and isinstance(value, int) and value == size(dim) > 1:
             owners = self._around(self.call.node)
             self.literals.append(Literal(self.call.name, dim, owners, self.call.location, tuple(among), position))
+
+    def quotient(self, dim: Dim) -> None:
+        """The user's code passes the factors of `dim`: it may compute one of them from the others and the product."""
+        if self.call is not None:
+            owners = self._around(self.call.node)
+            self.quotients.append(Literal(self.call.name, dim, owners, self.call.location))
 
     def _around(self, node: Node) -> tuple[str, ...]:
         """The modules whose forward runs a node, innermost first.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from torch.fx import Node
 
@@ -181,13 +182,20 @@ def _moved(call: Call, rank: int) -> list[int]:
 
 
 def _record_sizes(ctx: Context, call: Call, result: Dims) -> None:
-    """Record the sizes that the call names (a view's `-1` is no number)."""
+    """Record the sizes that the call names (a view's `-1` is no number), and the products of neighbours.
+
+    Of heads and their size, one is often written as a quotient of the product: `C // heads`.
+    """
     sizes = call.get("size", call.get("shape", call.get("sizes")))
     if not isinstance(sizes, Sequence):
         return
     offset = call["dim"] % len(ctx.dims(call.first)) if call.name == "unflatten" else 0
-    for dim, width in zip(result[offset:], sizes, strict=False):
+    named = list(zip(result[offset:], sizes, strict=False))
+    for dim, width in named:
         ctx.literal(dim, width)
+    for (first, width), (second, other) in pairwise(named):
+        if isinstance(width, int) and isinstance(other, int) and width > 1 and other > 1:
+            ctx.quotient(Product((first, second)))
 
 
 def follow_weight(ctx: Context, call: Call, result: Dims) -> None:

@@ -24,7 +24,7 @@ from growkit.growth.initializers import build_initializer
 from growkit.growth.statistics import Measurement
 from growkit.pipeline import Stage, run
 from growkit.report import Observer
-from growkit.surgery import Edit, Extension, Growth, Inputs, Verdict, untouched
+from growkit.surgery import Edit, Extension, Growth, Inputs, Optimizers, Verdict, untouched
 from growkit.surgery import grow as operate
 from growkit.surgery import verify_sites as try_out
 from growkit.surgery.guard import Watched, check_optimizer, example_for, taken_back, watch
@@ -162,7 +162,7 @@ def widen(
     site: GrowthSite,
     num_new: int,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers = None,
     initializer: str = "zero",
     seed: int = 0,
     example: Tensor | tuple | dict | None = None,
@@ -177,8 +177,9 @@ def widen(
         model: the module the site was found in.
         site: from `growkit.find_sites(model, example)`.
         num_new: units to add.
-        optimizer: the optimizer that trains the model, if there is one yet. One that is left out keeps state of the old
-            sizes, and torch's fused optimizers check no sizes: a step with it may write past the end of memory.
+        optimizer: the optimizer that trains the model, if there is one yet, or a list of several. One that is left out
+            keeps state of the old sizes, and torch's fused optimizers check no sizes: a step with it may write past the
+            end of memory.
         initializer: "zero" or "random": Gaussian fan-in and zero fan-out, which keeps any function; they differ in the
             length of the fan-in, as in `growth.initializer`.
         seed: of the Gaussian directions.

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from growkit.errors import GrowthRefused
 from growkit.surgery import Growth, align_state, grow
+from growkit.surgery.optimizer_state import grow_state
 from growkit.surgery.records import IndexMap
-from growkit.surgery.tensors import grow_state, grow_values, replace_data
+from growkit.surgery.tensors import grow_values, replace_data
 
 
 def pad(old: Tensor, like: Tensor, index_maps: tuple[IndexMap | None, ...]) -> Tensor:
@@ -150,3 +151,77 @@ def test_an_optimizer_without_a_state_per_parameter_is_refused() -> None:
     optimizer.step(closure)
     with pytest.raises(GrowthRefused, match="LBFGS"):
         grow(model, [Growth(sites[0], 2)], optimizer=optimizer)
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Wraps another optimizer and shares its groups, as is done by hand."""
+
+    def __init__(self, inner: torch.optim.Optimizer):
+        super().__init__(inner.param_groups, {})
+        self.inner, self.param_groups = inner, inner.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+class InLists(torch.optim.SGD):
+    """Keeps factors of each weight in a list."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["factors"] = [torch.zeros(n, n) for n in p.shape]
+        return super().step(closure)
+
+
+class Averaging(torch.optim.SGD):
+    """Keeps an average of the weights beside its momentum."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p].setdefault("z", p.detach().clone()).lerp_(p.detach(), 0.1)
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda params: Lookahead(torch.optim.Adam(params)), "Lookahead wraps Adam, of which nothing is known here"),
+        (lambda params: InLists(params, lr=0.1), r"got factors a list of tensors for a parameter \(6, .*resize_state"),
+        (lambda params: Averaging(params, lr=0.1, momentum=0.9), "'z' of Averaging follows the weights themselves"),
+    ],
+    ids=["wrapped", "in lists", "average of weights"],
+)
+def test_memory_that_could_not_follow_is_refused_and_everything_rolled_back(make: Any, message: str) -> None:
+    model, sites, x = fresh("mlp")
+    optimizer = make(model.parameters())
+    train(model, optimizer, x, 2)
+    before = snapshot(model, optimizer)
+    with pytest.raises(GrowthRefused, match=message):
+        grow(model, [Growth(sites[0], 2)], optimizer=optimizer)
+    assert same(snapshot(model, optimizer), before) and sites[0].width == 6
+
+
+def test_new_weights_of_rprop_start_with_the_step_of_the_learning_rate() -> None:
+    model, sites, x = fresh("mlp")
+    optimizer = torch.optim.Rprop(model.parameters(), lr=0.03)
+    train(model, optimizer, x, 3)
+    grow(model, [Growth(sites[0], 2)], optimizer=optimizer)
+    steps = optimizer.state[model[0].weight]["step_size"]
+    assert torch.equal(steps[6:], torch.full_like(steps[6:], 0.03)) and not torch.equal(steps[:6], steps[:6] * 0 + 0.03)
+
+
+def test_each_of_several_optimizers_follows_its_own_parameters() -> None:
+    model, sites, x = fresh("mlp")
+    matrices = torch.optim.SGD([p for p in model.parameters() if p.dim() > 1], lr=0.1, momentum=0.9)
+    vectors = torch.optim.Adam([p for p in model.parameters() if p.dim() < 2])
+    train(model, matrices, x, 1)
+    train(model, vectors, x, 1)
+    edit = grow(model, [Growth(sites[0], 2)], optimizer=[matrices, vectors])
+    assert matrices.state[model[0].weight]["momentum_buffer"].shape == model[0].weight.shape == (8, 5)
+    assert vectors.state[model[0].bias]["exp_avg"].shape == model[0].bias.shape == (8,)
+    edit.undo()
+    assert matrices.state[model[0].weight]["momentum_buffer"].shape == (6, 5)
+    assert vectors.state[model[0].bias]["exp_avg"].shape == (6,)

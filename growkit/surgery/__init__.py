@@ -2,6 +2,7 @@
 
 from growkit.surgery.deepening import deepen
 from growkit.surgery.depth import DepthEdit, insert
+from growkit.surgery.optimizer_state import Optimizers, align_state
 from growkit.surgery.records import (
     EDIT_VERSION,
     AttributeChange,
@@ -15,7 +16,6 @@ from growkit.surgery.records import (
 )
 from growkit.surgery.replay import replay
 from growkit.surgery.search import Verdict, verify_sites
-from growkit.surgery.tensors import align_state
 from growkit.surgery.transaction import Extension, Growth, grow
 from growkit.surgery.undo import Edit
 from growkit.surgery.values import lookup
@@ -42,6 +42,7 @@ __all__ = [
     "Inputs",
     "NewTensor",
     "Observation",
+    "Optimizers",
     "Record",
     "TensorChange",
     "Verdict",

@@ -39,11 +39,15 @@ def example_for(
 
 
 def check_optimizer(model: nn.Module, optimizer: Any) -> None:
-    """Refuse what could not follow the edit of `model`.
+    """Refuse what could not follow the edit of `model`; several optimizers are asked one by one.
 
     Raises:
         UserInputError: it is no optimizer, or one that holds no parameter of the model.
     """
+    if isinstance(optimizer, list | tuple):
+        for one in optimizer:
+            check_optimizer(model, one)
+        return
     if optimizer is None:
         return
     if not isinstance(optimizer, torch.optim.Optimizer):

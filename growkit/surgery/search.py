@@ -131,12 +131,16 @@ class _Search:
         return self._together(self._sorted(good))
 
     def _judged(self, sites: Sequence[GrowthSite]) -> Outcome:
-        """A trial, and a glance at other widths: a wrong width may be right by chance once, hardly twice."""
+        """A trial of all, and glances at some by other numbers of units, next to widths that stay.
+
+        A wrong width may be right by chance once, and where all grow alike (`C // 8` of three parts of one width).
+        """
         outcome = self.trial.of(sites) if sites else Outcome(None)
-        if outcome.reason is not None or not sites:
-            return outcome
-        again = self.trial.glance(sites, turn=1)
-        return outcome if again.reason is None else again
+        for some in _apart(sites):
+            if outcome.reason is None:
+                again = self.trial.glance(some, turn=1)
+                outcome = outcome if again.reason is None else again
+        return outcome
 
     def _sorted(self, sites: list[GrowthSite]) -> list[GrowthSite]:
         """The sites that may grow with their like, joint ones among them; the others become failures."""
@@ -262,6 +266,18 @@ class _Search:
             if self.look(sites).reason is not None:
                 for site, attributes in zip(sites, before, strict=True):
                     site.attributes = attributes
+
+
+def _apart(sites: Sequence[GrowthSite]) -> list[list[GrowthSite]]:
+    """The sites in a few groups: no two parts of one weight's width together, every other one of the rest."""
+    count: dict[tuple[str, int], int] = {}
+    groups: dict[int, list[GrowthSite]] = {}
+    for number, site in enumerate(sites):
+        made = {(member.names[0], member.dim) for member in site.producers}
+        part = max((count.get(one, 0) for one in made), default=0)
+        count |= dict.fromkeys(made, part + 1)
+        groups.setdefault(part + 1 if part else -(number % 2), []).append(site)
+    return [*groups.values()]
 
 
 def _clusters(sites: Sequence[GrowthSite]) -> list[list[GrowthSite]]:

@@ -1,22 +1,18 @@
-"""Resizing tensors: values, parameters in place, optimizer state."""
+"""Resizing tensors: values, parameters in place."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from growkit.errors import GrowthRefused
 from growkit.graph import TensorEdit
 from growkit.surgery.records import IndexMap
 
 __all__ = [
-    "align_state",
     "fill_new",
-    "grow_state",
     "grow_values",
     "is_new",
     "neutral_fill",
@@ -136,58 +132,6 @@ def neutral_fill(old: Tensor, edit: TensorEdit, module: nn.Module) -> tuple[str,
     if edit.kind == "buffer" or "Norm" in type(module).__name__:
         return "one", 1.0
     return "mean", float(old.mean())
-
-
-def grow_state(
-    optimizer: torch.optim.Optimizer,
-    parameter: nn.Parameter,
-    old_shape: torch.Size,
-    index_maps: Sequence[IndexMap | None],
-) -> None:
-    """Resize in place what `optimizer` remembers of `parameter`: old entries keep their history, new ones start at 0.
-
-    An optimizer with a method `resize_state(parameter, index_maps)` is asked, after the parameter took its new shape;
-    it shall put new tensors into `state[parameter]` and leave the old ones alone, for undo puts those back. For others
-    every state tensor of the parameter's old shape is resized by the parameter's own index maps.
-
-    Raises:
-        GrowthRefused: a state tensor has a shape that says nothing about how it would grow.
-    """
-    own = getattr(optimizer, "resize_state", None)
-    if own is not None:
-        own(parameter, index_maps)
-        if parameter in optimizer.state:
-            _align(optimizer.state[parameter], parameter)
-        return
-    state = optimizer.state.get(parameter, {})
-    for key, value in state.items():
-        if not isinstance(value, Tensor) or value.numel() == 1:
-            continue
-        if value.shape != old_shape:
-            raise GrowthRefused(
-                f"optimizer state must have its parameter's shape to grow along, got {key} {tuple(value.shape)} "
-                f"for a parameter {tuple(old_shape)} in {type(optimizer).__name__}; "
-                "take one that keeps a number for each weight (SGD, Adam), or give it a method "
-                "resize_state(parameter, index_maps)"
-            )
-        state[key] = grow_values(value, index_maps)
-    _align(state, parameter)
-
-
-def align_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give optimizer state the memory layout of its parameters, in place.
-
-    torch's fused CPU optimizers walk parameter, gradient and state side by side in memory and check neither shapes nor
-    strides: a state that lies otherwise would pair wrong entries.
-    """
-    for parameter, state in optimizer.state.items():
-        _align(state, parameter)
-
-
-def _align(state: dict[Any, Any], parameter: Tensor) -> None:
-    for key, value in state.items():
-        if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
-            state[key] = torch.empty_like(parameter.data, dtype=value.dtype).copy_(value)
 
 
 def silence_padding(values: Tensor, old: Tensor, owners: Sequence[nn.Module]) -> None:

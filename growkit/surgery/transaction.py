@@ -26,8 +26,9 @@ from growkit.graph import (
 from growkit.graph.dimensions import size
 from growkit.surgery.attributes import find_attribute_changes
 from growkit.surgery.caches import Emptied, caches_of
+from growkit.surgery.optimizer_state import Optimizers, grow_state, refuse_optimizer, several
 from growkit.surgery.records import AttributeChange, EditRecord, IndexMap, TensorChange
-from growkit.surgery.tensors import fill_new, grow_state, grow_values, neutral_fill, silence_padding
+from growkit.surgery.tensors import fill_new, grow_values, neutral_fill, silence_padding
 from growkit.surgery.undo import Edit, UndoLog
 from growkit.surgery.values import Directory, edited, gradient_after
 from growkit.surgery.verify import Inputs
@@ -68,7 +69,7 @@ def grow(
     model: nn.Module,
     growths: Sequence[Growth],
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers = None,
     copies: Sequence[nn.Module] = (),
     caches: Sequence[Emptied] | None = None,
 ) -> Edit:
@@ -78,7 +79,8 @@ def grow(
         model: the model the sites were found in, or a copy of it.
         growths: what to widen. Values are given for the shapes before the call; where two growths cross in one tensor
             the crossing entries are zero.
-        optimizer: its state grows along; parameters stay the same objects, and their gradients grow with zeros.
+        optimizer: its state grows along, or that of several; parameters stay the same objects, and their gradients
+            grow with zeros.
         copies: copies of the model that grow along, such as an average of its weights (torch's `AveragedModel` or one
             of your own): the same new entries, and remedies worked out from their own values.
         caches: what to empty of tensors in plain attributes of the model, from `caches_of`; None asks it, which runs
@@ -91,7 +93,8 @@ def grow(
         GrowthRefused: the model is wrapped (DDP, compiled), a site is stale, or a count is below 1.
         SurgeryError: something failed half-way; everything was rolled back.
     """
-    _refuse_lbfgs(optimizer)
+    for one in several(optimizer):
+        refuse_optimizer(one)
     patients = [_Patient(model, optimizer), *(_Patient(inside_of(copy)) for copy in copies)]
     _refuse_shared([patient.model for patient in patients])
     for patient in patients:
@@ -129,13 +132,6 @@ def _refuse_shared(models: Sequence[nn.Module]) -> None:
     tensors = [id(tensor) for model in models for tensor in {id(one): one for one in model.parameters()}.values()]
     if len(set(tensors)) < len(tensors):
         raise GrowthRefused("copies must have parameters of their own, but one shares some with the model or a copy")
-
-
-def _refuse_lbfgs(optimizer: torch.optim.Optimizer | None) -> None:
-    if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
-        raise GrowthRefused(
-            "LBFGS remembers all parameters as one vector, which cannot grow along; make a new optimizer after the edit"
-        )
 
 
 def refuse_stale(model: nn.Module, sites: Sequence[GrowthSite]) -> None:
@@ -180,10 +176,10 @@ class _MapsSinceStart:
 
 
 class _Patient:
-    """A model under the knife: its optimizer, what was, and where its positions have gone."""
+    """A model under the knife: its optimizers, what was, and where its positions have gone."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None):
-        self.model, self.optimizer = model, optimizer
+    def __init__(self, model: nn.Module, optimizer: Optimizers = None):
+        self.model, self.optimizers = model, several(optimizer)
         self.directory = Directory(model)
         self.log, self.since = UndoLog(model), _MapsSinceStart()
 
@@ -235,7 +231,7 @@ def _check_names(site: GrowthSite, extension: Extension, edits: Sequence[TensorE
 
 
 def _resize(patient: _Patient, edit: TensorEdit, extension: Extension) -> TensorChange:
-    name, optimizer = edit.names[0], patient.optimizer
+    name = edit.names[0]
     tensor = patient.directory[name, edit.kind]
     old, fill = tensor.data, "zero"
     given = [dim for dim in range(old.dim()) if (name, dim) in extension.values]
@@ -252,10 +248,11 @@ def _resize(patient: _Patient, edit: TensorEdit, extension: Extension) -> Tensor
     patient.log.replace(tensor, values)
     if gradient is not None:
         tensor.grad = grow_values(gradient.to_dense(), edit.index_maps)
-    if optimizer is not None and isinstance(tensor, nn.Parameter) and _holds(optimizer, tensor):
-        # also where there is no state yet: what comes up later has the new shape, and undo must drop it
-        patient.log.remember(optimizer, tensor)
-        grow_state(optimizer, tensor, old.shape, edit.index_maps)
+    if isinstance(tensor, nn.Parameter):
+        for optimizer in (one for one in patient.optimizers if _holds(one, tensor)):
+            # also where there is no state yet: what comes up later has the new shape, and undo must drop it
+            patient.log.remember(optimizer, tensor)
+            grow_state(optimizer, tensor, old.shape, edit.index_maps)
     for dim, index in enumerate(edit.index_maps):
         if index is not None:
             patient.since.compose(name, dim, index)

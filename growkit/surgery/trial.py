@@ -39,7 +39,7 @@ LARGEST_ROUNDING = (
 )
 EXACT = 1e-9
 LARGEST_BATCH = 8
-DRAWS = 4
+DRAWS = 8
 
 
 @dataclass(frozen=True)
@@ -308,13 +308,15 @@ def _units(sites: Sequence[GrowthSite], turn: int) -> list[tuple[GrowthSite, int
 
 
 def _share(site: GrowthSite, number: int, turn: int) -> int:
-    return _quarter(site) + number % 3 if turn == 0 else 1 + _quarter(site) // 2 + 2 * number % 5
+    """About a quarter; at least 8 once where a unit is one channel, for `C // 8` must take a step.
 
-
-def _quarter(site: GrowthSite) -> int:
-    """A quarter; at least 8 where a unit is one channel: one may be silent by chance, and `C // 8` must take a step."""
-    single = len(site.atoms) == 1 and site.width > 4
-    return max(8 if single else 1, site.width // 4)
+    A narrow width may be one of heads, which make a forward long: it gets 2 in the trial, 8 in the glance. One channel
+    alone may be silent by chance.
+    """
+    quarter, single, narrow = site.width // 4, len(site.atoms) == 1, site.width <= 4
+    if turn == 0:
+        return max(1 if not single else 2 if narrow else 8, quarter) + number % 3
+    return 8 + number % 3 if single and narrow else 1 + max(8 if single else 1, quarter) // 2 + 2 * number % 5
 
 
 def _changed(worst: float) -> Outcome:

@@ -65,14 +65,23 @@ class Inputs:
         return self._each_sample(lambda x: torch.cat([x, x[:1]]))
 
     def moved(self) -> Inputs:
-        """Other values: noise on floating-point entries, another order of the samples elsewhere."""
+        """Other values: noise on floating-point entries, another order of the samples elsewhere.
+
+        An example of equal entries, such as zeros, hides what depends on their differences: it gets values that differ.
+        """
         generator = torch.Generator().manual_seed(0)
+        leaves = [x for x in pytree.tree_leaves((self.args, self.kwargs or {})) if isinstance(x, Tensor) and x.numel()]
+        dummy = all(bool((x == x.flatten()[0]).all()) for x in leaves)
 
         def move(x: Tensor) -> Tensor:
-            if not x.is_floating_point():
-                return x.roll(1, 0)
-            noise = torch.randn(x.shape, generator=generator).to(x)
-            return torch.where(x.isfinite() & (x != 0), x + 0.1 * noise * x.abs(), x)
+            if x.is_floating_point():
+                noise = torch.randn(x.shape, generator=generator).to(x)
+                known = x.isfinite() if dummy else x.isfinite() & (x != 0)
+                return torch.where(known, x + noise * (1.0 if dummy else 0.1 * x.abs()), x)
+            if dummy and x.dtype != torch.bool and not x.is_complex():
+                steps = torch.randint(0, 2, x.shape, generator=generator).to(x)
+                return torch.where(x > 0, x - steps, x + steps)  # neighbours that a table of such numbers has
+            return x.roll(1, 0)
 
         return self._each_sample(move)
 

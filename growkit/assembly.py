@@ -271,9 +271,6 @@ def _warnings(
     beyond_graph: int,
 ) -> list[str]:
     found = [*data.notes, *_plan_warnings(config, controller, plan, clock)]
-    limit, kept = config.data.limit, sum(len(data.splits[name]) for name in ("train", "validate", "diagnose", "accept"))
-    if limit is not None and kept < limit:
-        found.append(f"data.limit {limit:,} is more than there is; all {kept:,} samples are used")
     if controller.not_checked:
         found.append(
             f"the model does not bear {', '.join(controller.not_checked)}, so the trial of its sites left that out"

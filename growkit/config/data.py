@@ -16,6 +16,7 @@ __all__ = [
     "DataSettings",
     "DigitsSettings",
     "ImageFolderSettings",
+    "LabelNoiseSettings",
     "MemorySettings",
     "NpzSettings",
     "SplitSettings",
@@ -59,15 +60,37 @@ class AugmentSettings(Settings):
     cutout: Annotated[int, Field(ge=0)] = 0
 
 
+class LabelNoiseSettings(Settings):
+    """Symmetric label noise: classes of samples are replaced at random, once, before training.
+
+    rate: probability that a label is replaced, each by itself. among: any draws the new class from all K, the true one
+    included, so that a share of rate (K - 1) / K is wrong (Zhang et al., 2017; Jiang et al., 2018); others draws it
+    from the K - 1 wrong ones, so that a share of rate is wrong (van Rooyen et al., 2015). Papers call either a noise
+    rate; result.json counts the wrong labels. splits: where. seed: fixes the noise of every sample, whatever split it
+    is in; labels replaced at one rate are replaced at every higher one.
+    """
+
+    rate: Annotated[float, Field(ge=0.0, le=1.0)]
+    among: Literal["any", "others"] = "any"
+    splits: Annotated[
+        tuple[Literal["train", "validate", "diagnose", "accept", "test"], ...], Field(strict=False, min_length=1)
+    ] = ("train",)
+    seed: Seed = 0
+
+
 class DataSettings(Settings):
-    """What every source shares: how much of it, and how it is split.
+    """What every source shares: how much of it, how it is split, and what is wrong with it on purpose.
 
     limit: samples kept before splitting, stratified; test is untouched. split_seed: fixes who is in which split.
+    train_share: share of the train split that is kept, stratified; the other splits are untouched, and a smaller share
+    lies inside a larger one. label_noise: wrong labels; null is none.
     """
 
     limit: Annotated[int, Field(ge=10)] | None = None
     split_seed: Seed = 0
     split: SplitSettings = SplitSettings()
+    train_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    label_noise: LabelNoiseSettings | None = None
 
 
 class ImageSettings(DataSettings):

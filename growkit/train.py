@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from growkit.config.train import TrainSettings
 from growkit.data import Data, batches, num_batches
-from growkit.data.records import IGNORED, LANGUAGE, PAIRS, REGRESSION
+from growkit.data.records import CLASSIFICATION, IGNORED, LANGUAGE, PAIRS, REGRESSION
 from growkit.device import ComputePolicy, lacks_memory
 from growkit.errors import GrowkitError, TrainingError
 from growkit.rng import Streams, isolated
@@ -39,11 +39,13 @@ def data_loss(task: str, label_smoothing: float = 0.0) -> Callable[[Any, Tensor]
     """The loss of (outputs, targets) for a task: cross-entropy in nats (of tokens, per token), or mean squared error.
 
     Shapes: outputs [B, K], for language and pairs [B, T, K]; targets without the last dimension, for regression with
-    it. Targets of -100 pad and do not count.
+    it. Targets of -100 pad and do not count. Floats [B, K] are shares of classes, as mixup makes them.
     """
     if task != REGRESSION:
         return lambda outputs, targets: F.cross_entropy(
-            outputs.float().flatten(0, -2), targets.flatten(), label_smoothing=label_smoothing
+            outputs.float().flatten(0, -2),
+            targets if targets.is_floating_point() else targets.flatten(),
+            label_smoothing=label_smoothing,
         )
     return lambda outputs, targets: F.mse_loss(outputs.float(), targets)
 
@@ -92,6 +94,8 @@ class _Meter:
         return self._sums is None
 
     def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        if self._task == CLASSIFICATION and targets.dim() == 2:  # mixed: the class with the larger share counts
+            targets = targets.argmax(1)
         if self._task == REGRESSION:
             correct, weight = loss.new_zeros(()), loss.new_tensor(len(targets))
         else:

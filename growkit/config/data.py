@@ -10,7 +10,9 @@ from growkit.config.base import BY_NAME, Fraction, Seed, Settings, named
 
 __all__ = [
     "AnyData",
+    "AnyPolicy",
     "AugmentSettings",
+    "AutoAugmentSettings",
     "Cifar10Settings",
     "Cifar100Settings",
     "DataSettings",
@@ -19,6 +21,7 @@ __all__ = [
     "LabelNoiseSettings",
     "MemorySettings",
     "NpzSettings",
+    "RandAugmentSettings",
     "SplitSettings",
     "TabularSettings",
     "TeacherSettings",
@@ -48,16 +51,48 @@ class SplitSettings(Settings):
         return self
 
 
+class RandAugmentSettings(Settings):
+    """Operations drawn at random for each image (Cubuk et al., 2020), as torchvision has them.
+
+    Color leaves grey images as they are.
+
+    operations: how many, one after the other. magnitude: their strength, of 0 .. 30.
+    """
+
+    name: Literal["randaugment"] = "randaugment"
+    operations: Annotated[int, Field(ge=1)] = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+
+
+class AutoAugmentSettings(Settings):
+    """One of 25 learned pairs of operations, drawn for each image (Cubuk et al., 2019), as torchvision has them.
+
+    policy: the data that the pairs were learned on.
+    """
+
+    name: Literal["autoaugment"] = "autoaugment"
+    policy: Literal["cifar10", "imagenet", "svhn"]
+
+
+AnyPolicy = Annotated[RandAugmentSettings | AutoAugmentSettings, BY_NAME, named("randaugment")]
+
+
 class AugmentSettings(Settings):
-    """Augmentation of training images, one vectorised operation per batch.
+    """Augmentation of training batches, in this order; validation and test are never augmented.
 
     crop: pixels of zero padding, after which a window of the original size is cut at random; 0 is off.
-    flip: mirror left-right with probability 1/2. cutout: side of the square set to the mean (DeVries and Taylor, 2017).
+    flip: mirror left-right with probability 1/2. policy: operations on each uint8 image of 1 or 3 channels; null is
+    off. cutout: side of the square set to the mean (DeVries and Taylor, 2017). mixup: alpha of the Beta(alpha, alpha)
+    that the share of each sample is drawn from, once for a batch; the rest is another sample of the batch, and targets
+    are shared likewise (Zhang et al., 2018); 0 is off. Accuracy of training is then that of the class with the larger
+    share.
     """
 
     crop: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
+    policy: AnyPolicy | None = None
     cutout: Annotated[int, Field(ge=0)] = 0
+    mixup: Annotated[float, Field(ge=0.0)] = 0.0
 
 
 class LabelNoiseSettings(Settings):

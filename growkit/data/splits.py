@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from growkit.config.data import AugmentSettings, LabelNoiseSettings, SplitSettings
+from growkit.data.checks import augment_notes, check_augment
 from growkit.data.label_noise import noisy_splits, wrong_labels
 from growkit.data.records import CLASSIFICATION, SPLITS, Data, Source, Split
 from growkit.errors import DataError
@@ -115,7 +116,7 @@ def assemble(
     generator = torch.Generator().manual_seed(split_seed)
     strata = source.pool.targets if source.task == CLASSIFICATION else torch.zeros(len(source.pool.targets))
     pool, indices = _test_split(source, strata, split, generator)
-    notes = [*source.notes, *_limit_notes(limit, len(pool))]
+    notes = [*source.notes, *augment_notes(source, augment), *_limit_notes(limit, len(pool))]
     if limit is not None and limit < len(pool):
         kept = limit / len(pool)
         pool = pool[stratified(strata[pool], (kept, 1.0 - kept), generator)[0]]
@@ -127,7 +128,8 @@ def assemble(
     if train_share < 1.0:
         indices["train"] = _thinned(source, strata, indices["train"], train_share)
     splits = truth = {name: source.own.get(name, source.pool).take(indices[name]) for name in SPLITS}
-    _check(source, splits, augment)
+    _check(source, splits)
+    check_augment(source.name, source.task, splits["train"].inputs, augment)
     if label_noise is not None:
         splits = noisy_splits(source, truth, indices, label_noise)
     mean, std = _moments(splits["train"].inputs, source.scaled)
@@ -188,7 +190,7 @@ def _num_outputs(source: Source) -> int:
     return source.pool.targets.shape[1]
 
 
-def _check(source: Source, splits: dict[str, Split], augment: AugmentSettings) -> None:
+def _check(source: Source, splits: dict[str, Split]) -> None:
     train = splits["train"]
     if len(train) < 2:
         raise DataError(
@@ -204,18 +206,6 @@ def _check(source: Source, splits: dict[str, Split], augment: AugmentSettings) -
             )
     if 0 in train.inputs.shape[1:]:
         raise DataError(f"data {source.name!r}: an input must not be empty, got shape {list(train.inputs.shape[1:])}")
-    if (augment.crop or augment.flip or augment.cutout) and train.inputs.dim() != 4:
-        raise DataError(
-            f"data {source.name!r}: data.augment needs images [N, C, H, W], got inputs of shape "
-            f"{list(train.inputs.shape)}; set crop and cutout to 0 and flip to false"
-        )
-    side = max(train.inputs.shape[2:], default=0)
-    for name, pixels in (("crop", augment.crop), ("cutout", augment.cutout)):
-        if pixels > side:
-            raise DataError(
-                f"data {source.name!r}: data.augment.{name} must be at most the side of the images, {side} pixels, "
-                f"got {pixels}"
-            )
 
 
 def _listed(classes: list[int]) -> str:

@@ -45,7 +45,7 @@ def draw_mixture(alpha: float, batch: int, generator: torch.Generator) -> Mixtur
         batch: B.
         generator: the CPU stream to draw from. torch has no Beta that takes one: it seeds NumPy's.
     """
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    (seed,) = torch.randint(2**63 - 1, (1,), generator=generator).tolist()
     share = float(np.random.default_rng(seed).beta(alpha, alpha))
     return Mixture(share, torch.randperm(batch, generator=generator))
 

@@ -101,6 +101,8 @@ def grow(
         split_seed=memory.split_seed,
         augment=memory.augment,
         limit=memory.limit,
+        train_share=memory.train_share,
+        label_noise=memory.label_noise,
         name=memory.name,
     )
     outcome = run(settings, model=model, data=data, observers=observers, writes=root is not None)
@@ -132,7 +134,7 @@ def _settings(
         settings = config if isinstance(config, Config) else load_config(config)
     if not isinstance(settings.data, MemorySettings):
         shared = settings.data.model_dump(
-            include={"limit", "split", "split_seed", "augment"}, exclude_unset=True, by_alias=True
+            include=set(MemorySettings.model_fields) - {"name"}, exclude_unset=True, by_alias=True
         )
         handed["data"] |= shared
         settings = settings.model_copy(update={"data": MemorySettings.model_validate(handed["data"])})

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from growkit.config import Config
 from growkit.config.growth import GrowthSettings, NeverSettings, PeriodicSettings
 from growkit.config.models import ModelSettings
+from growkit.convolutions import strided_over_padding
 from growkit.cost import count_flops, count_params
 from growkit.data import Data, load_data, num_batches
 from growkit.device import ComputePolicy, choose_compute
@@ -100,6 +102,7 @@ def _fit(
         model = live if live is not None else build_model(config.model, data.input_shape, data.num_outputs)
     check_model(model)
     check_values(model)
+    compute = _trustworthy(compute, config, model, data)
     if config.growth.when.name != "never":
         copy_of(model)  # events measure on copies: a model that allows none is refused before it trains
     compute.place(model)
@@ -193,6 +196,30 @@ def _planned_flops(plan: GrowthPlan, controller: GrowthController, trainer: Trai
     )
 
 
+def _trustworthy(compute: ComputePolicy, config: Config, model: nn.Module, data: Data) -> ComputePolicy:
+    """The policy, or fp32 where bf16 was chosen for a processor whose kernels cannot train one of the convolutions.
+
+    Raises:
+        UserInputError: bf16 was asked for.
+    """
+    if compute.device != "cpu" or compute.precision != "bf16":
+        return compute
+    example = data.example(2).cpu()
+    try:
+        with untouched(model), torch.no_grad():
+            found = strided_over_padding(lambda: model(example))
+    except Exception:  # whatever the user's forward raises is told by the checks that follow
+        return compute
+    if not found:
+        return compute
+    cause = (
+        f"bf16 kernels for CPUs give wrong gradients to a convolution of {found[0]}, where entries meet padding alone"
+    )
+    if config.train.precision == "bf16":
+        raise UserInputError(f"train.precision must be fp32 here, got bf16: {cause}; use fp32, auto or larger images")
+    return replace(compute, precision="fp32", channels_last=False, reason=cause)
+
+
 def _give_up_complex(controller: GrowthController) -> None:
     """Refuse the sites with complex weights: no initializer has a rule for their gradients and activations."""
     for site in list(controller.tracked):
@@ -235,6 +262,11 @@ def _check_settings(config: Config, data: Data) -> None:
             f"train.label_smoothing is for classes and tokens, got {config.train.label_smoothing:g} for the "
             f"{data.task} data {data.name!r}; set it to 0"
         )
+    if data.augment.mixup and config.train.loss.name == "margin":
+        raise UserInputError(
+            "train.loss must be one of shares of classes where data.augment.mixup makes them, got margin; take "
+            "cross_entropy or focal, or set mixup to 0"
+        )
 
 
 def _check_budget(config: Config, params: int, flops: int) -> None:
@@ -273,9 +305,6 @@ def _warnings(
     beyond_graph: int,
 ) -> list[str]:
     found = [*data.notes, *_plan_warnings(config, controller, plan, clock)]
-    limit, kept = config.data.limit, sum(len(data.splits[name]) for name in ("train", "validate", "diagnose", "accept"))
-    if limit is not None and kept < limit:
-        found.append(f"data.limit {limit:,} is more than there is; all {kept:,} samples are used")
     if controller.not_checked:
         found.append(
             f"the model does not bear {', '.join(controller.not_checked)}, so the trial of its sites left that out"

@@ -39,7 +39,7 @@ def build_loss(settings: LossSettings, task: str, label_smoothing: float = 0.0) 
     """The loss that `settings` name, as a function of (outputs, targets), taken in fp32.
 
     Shapes: outputs [B, K], for language and pairs [B, T, K]; targets without the last dimension, for regression with
-    it. Targets of -100 pad and do not count.
+    it. Targets of -100 pad and do not count. Floats [B, K] are shares of classes, as mixup makes them.
 
     Args:
         settings: which one; `auto` is cross-entropy in nats, for regression the mean squared error.
@@ -76,13 +76,23 @@ def _squared(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy in nats of logits [..., K] against classes [...]."""
-    return F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten(), label_smoothing=label_smoothing)
+    """Mean cross-entropy in nats of logits [..., K] against classes [...], or shares of them [B, K]."""
+    known = targets if targets.is_floating_point() else targets.flatten()
+    return F.cross_entropy(outputs.float().flatten(0, -2), known, label_smoothing=label_smoothing)
 
 
 def focal(outputs: Tensor, targets: Tensor, gamma: float) -> Tensor:
-    """Mean of -(1 - p)^gamma log p, p the probability of the target (Lin et al., 2017, eq. 4, without alpha)."""
+    """Mean of -(1 - p)^gamma log p, p the probability of the target (Lin et al., 2017, eq. 4, without alpha).
+
+    Of shares of classes [B, K] the mean over classes, by their shares.
+    """
+    if targets.is_floating_point():
+        surprise = -outputs.float().log_softmax(-1)
+        return (targets * _missing(surprise) ** gamma * surprise).sum() / len(targets)
     surprise = F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten(), reduction="none")  # 0 where ignored
-    # a power below 1 has no slope at 0, so p = 1 is kept a hair away
-    missing = (-torch.expm1(-surprise)).clamp_min(1e-12)
-    return (missing**gamma * surprise).sum() / (targets != IGNORED).sum()
+    return (_missing(surprise) ** gamma * surprise).sum() / (targets != IGNORED).sum()
+
+
+def _missing(surprise: Tensor) -> Tensor:
+    """1 - p, kept a hair above 0, where a power below 1 has no slope."""
+    return (-torch.expm1(-surprise)).clamp_min(1e-12)

@@ -67,8 +67,10 @@ class Meter:
         if self._task == REGRESSION:
             weight, more = loss.new_tensor(len(targets)), _errors(outputs, targets)
         else:
-            weight = (targets != IGNORED).sum()
             entropy = loss if self._plain else cross_entropy(outputs, targets)
+            if targets.is_floating_point():  # mixed: the class with the larger share counts
+                targets = targets.argmax(-1)
+            weight = (targets != IGNORED).sum()
             more = torch.stack([(outputs.argmax(-1) == targets).sum().double(), entropy.detach().double() * weight])
         sums = torch.cat([torch.stack([loss.detach().double() * weight, weight.double()]), more])
         self._sums = sums if self._sums is None else self._sums + sums

@@ -163,6 +163,7 @@ class _Progress:
                     "name": parts.data.name,
                     "task": parts.data.task,
                     "splits": _sizes(parts.data),
+                    "wrong_labels": parts.data.wrong_labels,
                     "fingerprint": parts.data.fingerprint(),
                 },
                 model=type(parts.model).__name__ if parts.seed_settings is None else parts.config.model.name,
@@ -241,6 +242,7 @@ class _Progress:
             },
             "smallest_new_gradient": min(self.first_gradients.values(), default=None),
             "inputs": _inputs_of(parts.data),
+            "wrong_labels": parts.data.wrong_labels,
             "compute": parts.compute.to_json(),
             "folder": None if self.folder is None else str(self.folder),
         }

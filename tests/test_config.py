@@ -279,3 +279,28 @@ def test_problems_of_the_file_come_first_then_overrides_in_their_order(write: Wr
     found = problems_of(load_config, write("b: 1\na: 1\n"), ["train.epochs=0", "seed=-1"])
     places = [problem.split(": ")[0] for problem in found]
     assert places == ["c.yaml:1:1", "c.yaml:2:1", "override 'train.epochs=0'", "override 'seed=-1'"]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ("{augment: {policy: autoaugment}}", "data.augment.policy.policy: is required by autoaugment; give it a value"),
+        ("{augment: {policy: {magnitude: 31}}}", "data.augment.policy.magnitude: must be <= 30, got 31"),
+        ("{augment: {policy: randaugmnt}}", "data.augment.policy: must be one of randaugment, autoaugment, got"),
+        ("{name: text, augment: {mixup: 0.2}}", "data.augment: is no setting of text, only of digits,"),
+        (
+            "{name: tabular, path: a, target: b, augment: {policy: randaugment}}",
+            "data.augment: is no setting of tabular",
+        ),
+        ("{label_noise: 0.4}", "data.label_noise: must be a mapping of settings, got 0.4"),
+        ("{label_noise: {rate: 1.5}}", "data.label_noise.rate: must be <= 1, got 1.5"),
+        (
+            "{label_noise: {rate: 0.1, splits: [trian]}}",
+            "must be one of train, validate, diagnose, accept, test, got 'trian'",
+        ),
+        ("{train_share: 0}", "data.train_share: must be > 0, got 0"),
+    ],
+)
+def test_wrong_settings_of_noise_and_augmentation_name_their_key(write: Write, data: str, problem: str) -> None:
+    (found,) = problems_of(load_config, write(f"data: {data}"))
+    assert found.startswith("c.yaml:1:") and problem in found

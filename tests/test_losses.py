@@ -107,6 +107,23 @@ def test_a_loss_of_another_task_is_refused_with_those_that_fit(loss: LossSetting
         build_loss(loss, task)
 
 
+@pytest.mark.parametrize("settings", [CrossEntropySettings(), FocalSettings()], ids=["cross_entropy", "focal"])
+def test_shares_of_classes_weigh_the_losses_of_the_classes(settings: LossSettings):
+    loss, shares = build_loss(settings, "classification"), torch.rand(6, 4).softmax(-1)
+    by_class = [
+        sum(float(shares[i, k] * loss(OUTPUTS[i : i + 1], torch.tensor([k]))) for k in range(4)) for i in range(6)
+    ]
+    assert float(loss(OUTPUTS, shares)) == pytest.approx(sum(by_class) / 6, rel=1e-5)
+
+
+def test_the_margin_has_no_shares_of_classes(tmp_path: Path):
+    settings = config_from_overrides(
+        {"train.loss": "margin", "data.augment.mixup": 0.2, "run.root": str(tmp_path), "growth.when": "never"}
+    )
+    with pytest.raises(UserInputError, match=r"where data.augment.mixup makes them, got margin; take cross_entropy"):
+        run(settings)
+
+
 def test_a_loss_of_another_task_leaves_nothing_on_disk(tmp_path: Path):
     settings = config_from_overrides({"train.loss": "huber", "run.root": str(tmp_path)})
     with pytest.raises(UserInputError, match="train.loss must be for classification data"):

@@ -19,7 +19,7 @@ FLOORS = [
     ["config"],
     ["rng", "device", "environment"],
     ["data", "models", "optim", "cost", "graph", "schedule"],
-    ["losses"],
+    ["losses", "convolutions"],
     ["metrics", "surgery"],
     [
         "growth.base",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from growkit.config.data import AugmentSettings, SplitSettings
+from growkit.config.data import AugmentSettings, RandAugmentSettings, SplitSettings
 from growkit.config.train import AdamSettings, AutoLossSettings, CosineSettings, SGDSettings, TrainSettings
 from growkit.data import Data, batches, data_from_user
 from growkit.device import ComputePolicy
@@ -309,6 +309,17 @@ class Operators(TorchDispatchMode):
 def test_a_step_never_waits_for_the_device(images: Data, compute: ComputePolicy, optimizer):
     settings = TrainSettings(batch_size=16, optimizer=optimizer)
     run = trainer(network(), images, settings, compute=compute)
+    run.train_stage(stop=at(1))
+    with Operators() as operators:
+        while run.step < 3:
+            run._one_step(*run._next_batch())
+    assert operators.waits == []
+
+
+def test_a_step_on_mixed_images_under_a_policy_never_waits(images: Data):
+    augment = AugmentSettings(policy=RandAugmentSettings(), cutout=2, mixup=0.2)
+    data = data_from_user((images.train.inputs, images.train.targets), split=SPLIT, augment=augment)
+    run = trainer(network(), data)
     run.train_stage(stop=at(1))
     with Operators() as operators:
         while run.step < 3:

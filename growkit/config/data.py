@@ -10,14 +10,18 @@ from growkit.config.base import BY_NAME, Fraction, Seed, Settings, named
 
 __all__ = [
     "AnyData",
+    "AnyPolicy",
     "AugmentSettings",
+    "AutoAugmentSettings",
     "Cifar10Settings",
     "Cifar100Settings",
     "DataSettings",
     "DigitsSettings",
     "ImageFolderSettings",
+    "LabelNoiseSettings",
     "MemorySettings",
     "NpzSettings",
+    "RandAugmentSettings",
     "SplitSettings",
     "TabularSettings",
     "TeacherSettings",
@@ -47,27 +51,81 @@ class SplitSettings(Settings):
         return self
 
 
+class RandAugmentSettings(Settings):
+    """Operations drawn at random for each image (Cubuk et al., 2020), as torchvision has them.
+
+    Color leaves grey images as they are.
+
+    operations: how many, one after the other. magnitude: their strength, of 0 .. 30.
+    """
+
+    name: Literal["randaugment"] = "randaugment"
+    operations: Annotated[int, Field(ge=1)] = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+
+
+class AutoAugmentSettings(Settings):
+    """One of 25 learned pairs of operations, drawn for each image (Cubuk et al., 2019), as torchvision has them.
+
+    policy: the data that the pairs were learned on.
+    """
+
+    name: Literal["autoaugment"] = "autoaugment"
+    policy: Literal["cifar10", "imagenet", "svhn"]
+
+
+AnyPolicy = Annotated[RandAugmentSettings | AutoAugmentSettings, BY_NAME, named("randaugment")]
+
+
 class AugmentSettings(Settings):
-    """Augmentation of training images, one vectorised operation per batch.
+    """Augmentation of training batches, in this order; validation and test are never augmented.
 
     crop: pixels of zero padding, after which a window of the original size is cut at random; 0 is off.
-    flip: mirror left-right with probability 1/2. cutout: side of the square set to the mean (DeVries and Taylor, 2017).
+    flip: mirror left-right with probability 1/2. policy: operations on each uint8 image of 1 or 3 channels; null is
+    off. cutout: side of the square set to the mean (DeVries and Taylor, 2017). mixup: alpha of the Beta(alpha, alpha)
+    that the share of each sample is drawn from, once for a batch; the rest is another sample of the batch, and targets
+    are shared likewise (Zhang et al., 2018); 0 is off. Accuracy of training is then that of the class with the larger
+    share.
     """
 
     crop: Annotated[int, Field(ge=0)] = 0
     flip: bool = False
+    policy: AnyPolicy | None = None
     cutout: Annotated[int, Field(ge=0)] = 0
+    mixup: Annotated[float, Field(ge=0.0)] = 0.0
+
+
+class LabelNoiseSettings(Settings):
+    """Symmetric label noise: classes of samples are replaced at random, once, before training.
+
+    rate: probability that a label is replaced, each by itself. among: any draws the new class from all K, the true one
+    included, so that a share of rate (K - 1) / K is wrong (Zhang et al., 2017; Jiang et al., 2018); others draws it
+    from the K - 1 wrong ones, so that a share of rate is wrong (van Rooyen et al., 2015). Papers call either a noise
+    rate; result.json counts the wrong labels. splits: where. seed: fixes the noise of every sample, whatever split it
+    is in; labels replaced at one rate are replaced at every higher one.
+    """
+
+    rate: Annotated[float, Field(ge=0.0, le=1.0)]
+    among: Literal["any", "others"] = "any"
+    splits: Annotated[
+        tuple[Literal["train", "validate", "diagnose", "accept", "test"], ...], Field(strict=False, min_length=1)
+    ] = ("train",)
+    seed: Seed = 0
 
 
 class DataSettings(Settings):
-    """What every source shares: how much of it, and how it is split.
+    """What every source shares: how much of it, how it is split, and what is wrong with it on purpose.
 
     limit: samples kept before splitting, stratified; test is untouched. split_seed: fixes who is in which split.
+    train_share: share of the train split that is kept, stratified; the other splits are untouched, and a smaller share
+    lies inside a larger one. label_noise: wrong labels; null is none.
     """
 
     limit: Annotated[int, Field(ge=10)] | None = None
     split_seed: Seed = 0
     split: SplitSettings = SplitSettings()
+    train_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    label_noise: LabelNoiseSettings | None = None
 
 
 class ImageSettings(DataSettings):

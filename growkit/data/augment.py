@@ -1,7 +1,8 @@
 """Augmentation of image batches: chance is drawn first, on the CPU, then applied to the whole batch at once.
 
-Crop and flip move bytes, so they run on the stored numbers (uint8) before the one conversion to floats; cutout comes
-after normalisation, where the mean is 0. Drawing apart from applying is what lets a test compare with a slow loop.
+Crop and flip move bytes, so they run on the stored numbers (uint8) before the one conversion to floats; a policy
+(`policies`) follows on the same; cutout comes after normalisation, where the mean is 0, and `mixup` last. Drawing apart
+from applying is what lets a test compare with a slow loop.
 
 Legend: B batch, C channels, H height, W width.
 """

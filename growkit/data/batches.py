@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from growkit.data.augment import crop, cutout, draw, flip, normalise, send
-from growkit.data.records import Data, Split
+from growkit.data.mixup import class_shares, draw_mixture
+from growkit.data.policies import apply_steps, draw_steps
+from growkit.data.records import CLASSIFICATION, Data, Split
 from growkit.errors import DataError
 
 __all__ = ["batches", "num_batches"]
@@ -38,7 +40,8 @@ def batches(
         channels_last: the memory layout of images.
 
     Returns:
-        An iterator over (inputs, targets): normalised floats [B, ...] and classes [B] or values [B, K].
+        An iterator over (inputs, targets): normalised floats [B, ...] and classes [B] or values [B, K]. Where the
+        augmentation mixes samples, classes are shares of them, float32 [B, K].
 
     Raises:
         DataError: no such split, an empty one, or a batch size below 1; raised at once, not at the first batch.
@@ -76,7 +79,8 @@ def _batches(
     for start in range(0, count * batch_size, batch_size):
         span = slice(start, start + batch_size)
         chosen = span if shuffled is None else shuffled[span]
-        yield _inputs(data, split.inputs[chosen], augmentation, channels_last), split.targets[chosen]
+        inputs, targets = _inputs(data, split.inputs[chosen], augmentation, channels_last), split.targets[chosen]
+        yield (inputs, targets) if augmentation is None else _mixed(data, inputs, targets, augmentation)
 
 
 def _inputs(data: Data, stored: Tensor, augmentation: torch.Generator | None, channels_last: bool) -> Tensor:
@@ -88,5 +92,15 @@ def _inputs(data: Data, stored: Tensor, augmentation: torch.Generator | None, ch
         stored = crop(stored, settings.crop, draws.window)
     if draws.mirrored is not None:
         stored = flip(stored, draws.mirrored)
+    if settings.policy is not None:
+        stored = apply_steps(stored, draw_steps(settings.policy, (batch, height, width), augmentation))
     inputs = normalise(stored, data.mean, data.std, channels_last=channels_last)
     return inputs if draws.centre is None else cutout(inputs, settings.cutout, draws.centre)
+
+
+def _mixed(data: Data, inputs: Tensor, targets: Tensor, augmentation: torch.Generator) -> tuple[Tensor, Tensor]:
+    if not data.augment.mixup:
+        return inputs, targets
+    mixture = draw_mixture(data.augment.mixup, len(targets), augmentation).to(inputs.device)
+    shares = class_shares(targets, data.num_outputs) if data.task == CLASSIFICATION else targets
+    return mixture.of(inputs), mixture.of(shares)

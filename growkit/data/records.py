@@ -90,6 +90,7 @@ class Data:
         std: likewise; [1] for floats.
         augment: augmentation of training batches.
         notes: what the user should know of the source.
+        wrong_labels: how many labels of each split are noise and differ from the truth; None without label noise.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Data:
     std: Tensor
     augment: AugmentSettings
     notes: tuple[str, ...] = ()
+    wrong_labels: dict[str, int] | None = None
 
     @property
     def train(self) -> Split:

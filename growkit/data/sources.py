@@ -46,7 +46,15 @@ def load_data(settings: DataSettings) -> Data:
         DataError: the data are missing, unreadable, corrupt or of the wrong shape, or leave nothing to train on.
     """
     augment = getattr(settings, "augment", AugmentSettings())
-    return assemble(read_source(settings), settings.split, settings.split_seed, augment, settings.limit)
+    return assemble(
+        read_source(settings),
+        settings.split,
+        settings.split_seed,
+        augment,
+        settings.limit,
+        settings.train_share,
+        settings.label_noise,
+    )
 
 
 def read_source(settings: DataSettings) -> Source:

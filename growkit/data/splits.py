@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from growkit.config.data import AugmentSettings, SplitSettings
+from growkit.config.data import AugmentSettings, LabelNoiseSettings, SplitSettings
+from growkit.data.checks import augment_notes, check_augment
+from growkit.data.label_noise import noisy_splits, wrong_labels
 from growkit.data.records import CLASSIFICATION, SPLITS, Data, Source, Split
 from growkit.errors import DataError
 
-__all__ = ["assemble", "stratified"]
+__all__ = ["assemble", "nested_share", "stratified"]
 
 DEFAULT_TEST = 0.2  # where a source has no test set of its own
 
@@ -62,14 +64,41 @@ def _shuffle(indices: Tensor, generator: torch.Generator) -> Tensor:
     return indices[torch.randperm(len(indices), generator=generator)]
 
 
+def nested_share(strata: Tensor, share: float) -> Tensor:
+    """A share of samples: of every class its share, rounded, and inside every larger share.
+
+    The samples of a class stand evenly spaced between 0 and 1, in the order in which they come; those up to `share` are
+    taken.
+
+    Args:
+        strata: [N] the class of each sample; the order is random.
+        share: in 0..1.
+
+    Returns:
+        The places of the samples that are kept, ascending.
+    """
+    sizes = torch.unique(strata, return_counts=True)[1].tolist()
+    spaced = [(torch.arange(size, dtype=torch.float64) + 0.5) / size for size in sizes]
+    place = torch.empty(len(strata), dtype=torch.float64)
+    place[torch.argsort(strata, stable=True)] = torch.cat(spaced)
+    return (place <= share).nonzero()[:, 0]
+
+
 def assemble(
-    source: Source, split: SplitSettings, split_seed: int, augment: AugmentSettings, limit: int | None = None
+    source: Source,
+    split: SplitSettings,
+    split_seed: int,
+    augment: AugmentSettings,
+    limit: int | None = None,
+    train_share: float = 1.0,
+    label_noise: LabelNoiseSettings | None = None,
 ) -> Data:
     """Split a source.
 
     The test set comes first. A source without one gives up the share `split.test` (20 % if that is null) of its pool;
     of a test set of its own `split.test` keeps a stratified share, so that training samples never enter it. Then the
     pool is thinned to `limit`, and the other shares are taken of it. A split the source brings itself stays as it is.
+    Last, train is thinned to `train_share`, and labels are made wrong.
 
     Args:
         source: the samples.
@@ -77,14 +106,17 @@ def assemble(
         split_seed: fixes every choice.
         augment: passed on to the data.
         limit: how many samples of the pool to keep.
+        train_share: how much of the train split to keep.
+        label_noise: None for none.
 
     Raises:
-        DataError: too few samples are left to train on, a class is missing from training, or augmentation is asked
-            for where inputs are no images.
+        DataError: too few samples are left to train on, a class is missing from training, or augmentation or noise is
+            asked for where it cannot be.
     """
     generator = torch.Generator().manual_seed(split_seed)
     strata = source.pool.targets if source.task == CLASSIFICATION else torch.zeros(len(source.pool.targets))
     pool, indices = _test_split(source, strata, split, generator)
+    notes = [*source.notes, *augment_notes(source, augment), *_limit_notes(limit, len(pool))]
     if limit is not None and limit < len(pool):
         kept = limit / len(pool)
         pool = pool[stratified(strata[pool], (kept, 1.0 - kept), generator)[0]]
@@ -93,8 +125,13 @@ def assemble(
     parts = stratified(strata[pool], (1.0 - sum(shares.values()), *shares.values()), generator)
     indices |= {name: pool[part] for name, part in zip(("train", *shares), parts, strict=True)}
     indices |= {name: torch.arange(len(own)) for name, own in source.own.items() if name not in indices}
-    splits = {name: source.own.get(name, source.pool).take(indices[name]) for name in SPLITS}
-    _check(source, splits, augment)
+    if train_share < 1.0:
+        indices["train"] = _thinned(source, strata, indices["train"], train_share)
+    splits = truth = {name: source.own.get(name, source.pool).take(indices[name]) for name in SPLITS}
+    _check(source, splits)
+    check_augment(source.name, source.task, splits["train"].inputs, augment)
+    if label_noise is not None:
+        splits = noisy_splits(source, truth, indices, label_noise)
     mean, std = _moments(splits["train"].inputs, source.scaled)
     return Data(
         name=source.name,
@@ -106,8 +143,27 @@ def assemble(
         mean=mean,
         std=std,
         augment=augment,
-        notes=source.notes,
+        notes=tuple(notes),
+        wrong_labels=None if label_noise is None else wrong_labels(truth, splits),
     )
+
+
+def _thinned(source: Source, strata: Tensor, train: Tensor, share: float) -> Tensor:
+    kept = train[nested_share(strata[train], share)]
+    lost = sorted(set(strata[train].tolist()) - set(strata[kept].tolist()))
+    if lost or len(kept) < 2:
+        what = f"none of {_listed(lost)}" if lost and source.task == CLASSIFICATION else "too few to train on"
+        raise DataError(
+            f"data {source.name!r}: data.train_share must leave every class a sample and 2 in all, but {share:g} keeps "
+            f"{len(kept)} of {len(train)} and {what}; raise it"
+        )
+    return kept
+
+
+def _limit_notes(limit: int | None, available: int) -> list[str]:
+    if limit is None or limit <= available:
+        return []
+    return [f"data.limit {limit:,} is more than there is; all {available:,} samples are used"]
 
 
 def _test_split(
@@ -134,7 +190,7 @@ def _num_outputs(source: Source) -> int:
     return source.pool.targets.shape[1]
 
 
-def _check(source: Source, splits: dict[str, Split], augment: AugmentSettings) -> None:
+def _check(source: Source, splits: dict[str, Split]) -> None:
     train = splits["train"]
     if len(train) < 2:
         raise DataError(
@@ -150,18 +206,6 @@ def _check(source: Source, splits: dict[str, Split], augment: AugmentSettings) -
             )
     if 0 in train.inputs.shape[1:]:
         raise DataError(f"data {source.name!r}: an input must not be empty, got shape {list(train.inputs.shape[1:])}")
-    if (augment.crop or augment.flip or augment.cutout) and train.inputs.dim() != 4:
-        raise DataError(
-            f"data {source.name!r}: data.augment needs images [N, C, H, W], got inputs of shape "
-            f"{list(train.inputs.shape)}; set crop and cutout to 0 and flip to false"
-        )
-    side = max(train.inputs.shape[2:], default=0)
-    for name, pixels in (("crop", augment.crop), ("cutout", augment.cutout)):
-        if pixels > side:
-            raise DataError(
-                f"data {source.name!r}: data.augment.{name} must be at most the side of the images, {side} pixels, "
-                f"got {pixels}"
-            )
 
 
 def _listed(classes: list[int]) -> str:

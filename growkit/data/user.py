@@ -19,7 +19,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from growkit.config.data import AugmentSettings, SplitSettings
+from growkit.config.data import AugmentSettings, LabelNoiseSettings, SplitSettings
 from growkit.data.checks import check_classes, check_finite
 from growkit.data.records import CLASSIFICATION, IGNORED, Data, Source, Split
 from growkit.data.splits import assemble
@@ -37,6 +37,8 @@ def data_from_user(
     split_seed: int = 0,
     augment: AugmentSettings = AugmentSettings(),  # noqa: B008 - frozen
     limit: int | None = None,
+    train_share: float = 1.0,
+    label_noise: LabelNoiseSettings | None = None,
     name: str = "user",
 ) -> Data:
     """Data from what a user holds in memory.
@@ -56,6 +58,8 @@ def data_from_user(
         split_seed: fixes the splits.
         augment: augmentation of training images.
         limit: samples kept before splitting, stratified; None keeps all.
+        train_share: share of the train split that is kept.
+        label_noise: wrong labels; None for none.
         name: for messages and records.
 
     Raises:
@@ -73,7 +77,7 @@ def data_from_user(
     source = Source(name, pool, own, _vocabulary(name, pool, own))
     if source.task == CLASSIFICATION:
         check_classes(f"data {name!r}", "train targets", pool.targets, {f"{k} targets": own[k].targets for k in own})
-    return assemble(source, split, split_seed, augment, limit)
+    return assemble(source, split, split_seed, augment, limit, train_share, label_noise)
 
 
 def _read(name: str, part: str, given: Any) -> Split:

@@ -54,8 +54,7 @@ class ConsoleReport(Observer):
 
     def started(self, facts: RunFacts) -> None:
         self._facts = facts
-        sizes = facts.data["splits"]
-        self._print(f"data      {facts.data['name']}: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
+        self._print(f"data      {facts.data['name']}: " + _split_line(facts.data))
         self._print(f"model     {facts.model}: {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample")
         compute = facts.environment["compute"]
         self._print(f"compute   {compute['device']}, {compute['precision']} ({compute['reason']})")
@@ -148,6 +147,14 @@ def _notes(reason: str, facts: Mapping[str, Any]) -> str:
     beyond = facts.get("random_beyond_rank")
     return (f"; {beyond} units beyond the gradient's rank are random" if beyond else "") + (
         f" ({reason})" if reason not in ("asked for", "its only form") else ""
+    )
+
+
+def _split_line(data: Mapping[str, Any]) -> str:
+    wrong = data.get("wrong_labels") or {}
+    return ", ".join(
+        f"{name} {size}" + (f" ({wrong[name]} labels wrong)" if wrong.get(name) else "")
+        for name, size in data["splits"].items()
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from growkit.config.data import (
     AugmentSettings,
+    CallableDataSettings,
     Cifar10Settings,
     Cifar100Settings,
     DataSettings,
@@ -26,6 +27,7 @@ from growkit.config.data import (
     TextPairSettings,
     TextSettings,
 )
+from growkit.data.called import read_called
 from growkit.data.checks import check_classes, check_finite
 from growkit.data.imagefolder import read_imagefolder
 from growkit.data.records import Data, Source, Split
@@ -72,6 +74,8 @@ def read_source(settings: DataSettings) -> Source:
             return read_text(settings)
         case TextPairSettings():
             return read_pairs(settings)
+        case CallableDataSettings():
+            return read_called(settings)
         case MemorySettings():
             raise DataError(
                 "data 'memory' are handed over in Python, as growkit.grow(model, train); a file must name a source"

@@ -15,7 +15,7 @@ from growkit.config import Config, config_from_overrides, load_config
 from growkit.config.data import MemorySettings
 from growkit.config.growth import RandomSettings, ZeroSettings
 from growkit.config.models import LiveModelSettings
-from growkit.data import data_from_user
+from growkit.data import data_from_user, with_transforms
 from growkit.errors import GrowthRefused, SurgeryError, UserInputError
 from growkit.graph import GrowthSite, Sites, check_model, check_values, outside_inference_mode, refuse_wrappers
 from growkit.growth.base import History
@@ -103,6 +103,7 @@ def grow(
         limit=memory.limit,
         name=memory.name,
     )
+    data = with_transforms(data, memory)
     outcome = run(settings, model=model, data=data, observers=observers, writes=root is not None)
     return Grown(
         model=outcome.model,
@@ -131,9 +132,9 @@ def _settings(
     else:
         settings = config if isinstance(config, Config) else load_config(config)
     if not isinstance(settings.data, MemorySettings):
-        shared = settings.data.model_dump(
-            include={"limit", "split", "split_seed", "augment"}, exclude_unset=True, by_alias=True
-        )
+        kept = {"limit", "split", "split_seed", "augment", "transforms"}
+        kept |= {"workers"} if getattr(settings.data, "transforms", ()) else set()  # else they would have no work
+        shared = settings.data.model_dump(include=kept, exclude_unset=True, by_alias=True)
         handed["data"] |= shared
         settings = settings.model_copy(update={"data": MemorySettings.model_validate(handed["data"])})
     settings = settings.model_copy(update={"model": LiveModelSettings(type=model_type)})

@@ -20,6 +20,7 @@ from growkit.config.data import (
     DataSettings,
     DigitsSettings,
     ImageFolderSettings,
+    ImageSettings,
     MemorySettings,
     NpzSettings,
     TabularSettings,
@@ -34,6 +35,7 @@ from growkit.data.records import Data, Source, Split
 from growkit.data.splits import assemble
 from growkit.data.tabular import read_tabular
 from growkit.data.text import read_pairs, read_text
+from growkit.data.transforms import with_transforms
 from growkit.errors import DataError
 
 __all__ = ["load_data", "read_source"]
@@ -48,7 +50,8 @@ def load_data(settings: DataSettings) -> Data:
         DataError: the data are missing, unreadable, corrupt or of the wrong shape, or leave nothing to train on.
     """
     augment = getattr(settings, "augment", AugmentSettings())
-    return assemble(read_source(settings), settings.split, settings.split_seed, augment, settings.limit)
+    data = assemble(read_source(settings), settings.split, settings.split_seed, augment, settings.limit)
+    return with_transforms(data, settings) if isinstance(settings, ImageSettings) else data
 
 
 def read_source(settings: DataSettings) -> Source:

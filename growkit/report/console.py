@@ -56,6 +56,8 @@ class ConsoleReport(Observer):
         self._facts = facts
         sizes = facts.data["splits"]
         self._print(f"data      {facts.data['name']}: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
+        if "reading" in facts.data:
+            self._print(f"reading   {facts.data['reading']}")
         self._print(f"model     {facts.model}: {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample")
         compute = facts.environment["compute"]
         self._print(f"compute   {compute['device']}, {compute['precision']} ({compute['reason']})")

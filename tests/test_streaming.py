@@ -25,7 +25,10 @@ from growkit.errors import DataError, TrainingError, UserInputError
 from growkit.pipeline import run
 from growkit.report import Observer
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than processors
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # more workers than processors
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # it forks, from 3.12 on
+]
 
 ALL = AugmentSettings(crop=2, flip=True, cutout=3)
 CROP = {"name": "RandomResizedCrop", "size": [7, 9], "scale": [0.3, 1.0]}

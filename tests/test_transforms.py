@@ -20,7 +20,10 @@ from growkit.errors import DataError
 from growkit.rng import global_state, isolated
 
 v2 = pytest.importorskip("torchvision.transforms.v2")
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than processors
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # more workers than processors
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # it forks, from 3.12 on
+]
 
 IMAGE = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=seeded())
 AFFINE = {"name": "RandomAffine", "degrees": 30, "translate": [0.2, 0.2]}
@@ -100,7 +103,7 @@ def test_transforms_within_transforms_and_choices_by_value():
     with isolated(3):
         inverted = v2.RandomApply([v2.RandomInvert(p=1.0)], p=1.0)(IMAGE)
         wanted = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)(inverted)
-    assert torch.equal(Transforms([nested, policy]).apply(IMAGE, 3), wanted)
+        assert torch.equal(Transforms([nested, policy]).apply(IMAGE, 3), wanted)
 
 
 def test_live_data_have_them_too():

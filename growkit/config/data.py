@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue, Tag, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, Tag, WithJsonSchema, model_validator
 
 from growkit.config.base import BY_NAME_OR_PATH, CallablePath, Fraction, Seed, Settings, named
 
@@ -80,7 +80,8 @@ def _names_itself(value: Any) -> Any:
     return value
 
 
-Transform = Annotated[dict[str, JsonValue], BeforeValidator(_names_itself)]
+_TRANSFORM_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]}
+Transform = Annotated[dict[str, JsonValue], BeforeValidator(_names_itself), WithJsonSchema(_TRANSFORM_SCHEMA)]
 
 
 class ImageSettings(DataSettings):
@@ -232,8 +233,9 @@ class TextPairSettings(DataSettings):
 class CallableDataSettings(ImageSettings):
     """Any callable `package.module:callable` that returns data: (inputs, targets), a torch Dataset or DataLoader.
 
-    A mapping of `train`, and of `validate` and `test` if they are not to be split off it, may hold those too.
-    arguments: the keyword arguments it is called with. The global random generators are seeded with split_seed for it.
+    A mapping of `train`, and of `validate` and `test` if they are not to be split off it, may hold those too. The
+    global random generators are seeded with split_seed for the call.
+    arguments: the keyword arguments it is called with.
     """
 
     name: CallablePath

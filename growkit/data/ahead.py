@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from growkit.data.files import ImageFiles
 from growkit.errors import DataError, TrainingError
+from growkit.rng import isolated
 
 __all__ = ["PerSample", "ahead", "read_ahead"]
 
@@ -29,7 +30,7 @@ class PerSample(Protocol):
     """A random transform of single images."""
 
     def apply(self, image: Tensor, seed: int) -> Tensor:
-        """The image [C, H, W] transformed, by chance that follows from `seed` alone."""
+        """The image [C, H, W] transformed, by chance that follows from `seed` alone; it seeds the global generators."""
         ...
 
 
@@ -56,11 +57,16 @@ def read_ahead(
     """
     if isinstance(images, Tensor):
         images = images.cpu()
-    most = math.ceil(max(map(len, batches), default=0) / CHUNK)
-    chunks = ahead(_Samples(images, transform), _keys(batches, seeds), workers, depth=2 * most)
+    sizes = [math.ceil(len(rows) / CHUNK) for rows in batches]
+    chunks = ahead(
+        _Samples(images, transform),
+        _keys(batches, seeds),
+        workers=min(workers, sum(sizes)),
+        depth=2 * max(sizes, default=0),
+    )
     with closing(chunks):
-        for rows in batches:
-            yield torch.cat(list(islice(chunks, math.ceil(len(rows) / CHUNK))))
+        for size in sizes:
+            yield torch.cat(list(islice(chunks, size)))
 
 
 def _keys(batches: Sequence[Tensor], seeds: Tensor | None) -> Iterator[list[tuple[int, int]]]:
@@ -76,7 +82,8 @@ class _Samples:
     transform: PerSample | None
 
     def __call__(self, keys: Sequence[tuple[int, int]]) -> Tensor:
-        return torch.stack([self._one(row, seed) for row, seed in keys])
+        with nullcontext() if self.transform is None else isolated():
+            return torch.stack([self._one(row, seed) for row, seed in keys])
 
     def _one(self, row: int, seed: int) -> Tensor:
         # cloned: a transform may write to its image

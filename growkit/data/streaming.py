@@ -82,8 +82,9 @@ def _shape(settings: ImageFolderSettings, listing: Listing) -> tuple[int, int, i
 def _without_broken(settings: ImageFolderSettings, listing: Listing) -> tuple[list[int], tuple[str, ...]]:
     """The rows of images that can be decoded, by decoding each of them once."""
     started = time.perf_counter()
-    everything, workers = list(range(len(listing.files))), num_workers(settings.workers)
+    everything = list(range(len(listing.files)))
     chunks = [everything[start : start + CHUNK] for start in range(0, len(everything), CHUNK)]
+    workers = min(num_workers(settings.workers), len(chunks))
     results = ahead(_Trial(settings, listing), chunks, workers, depth=2 * workers)
     broken: dict[int, str] = {row: why for result in results for row, why in result}
     seconds = time.perf_counter() - started

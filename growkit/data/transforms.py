@@ -16,7 +16,7 @@ from growkit.config.data import ImageSettings
 from growkit.data.files import num_workers
 from growkit.data.records import Data
 from growkit.errors import DataError
-from growkit.rng import isolated
+from growkit.rng import isolated, seed_cpu
 
 __all__ = ["Transforms", "with_transforms"]
 
@@ -36,7 +36,8 @@ def with_transforms(data: Data, settings: ImageSettings) -> Data:
             f"{list(data.train.inputs.shape)}; remove them"
         )
     transforms = Transforms(settings.transforms)
-    transforms.apply(data.train.inputs[:1][0].cpu(), seed=0)
+    with isolated():
+        transforms.apply(data.train.inputs[:1][0].cpu(), seed=0)
     return replace(data, transforms=transforms)
 
 
@@ -58,18 +59,18 @@ class Transforms:
         ]
 
     def apply(self, image: Tensor, seed: int) -> Tensor:
-        """Transform one image, uint8 [C, H, W]; the global random generators are as before afterwards.
+        """Transform one image, uint8 [C, H, W]; this seeds the global random generators, which the caller isolates.
 
         Raises:
             DataError: a transform fails, or gives another shape or dtype.
         """
         result: Any = image
-        with isolated(seed):
-            for where, transform in self._named:
-                try:
-                    result = transform(result)
-                except Exception as error:  # torchvision's own checks raise many kinds
-                    raise DataError(f"{where} failed: {type(error).__name__}: {str(error)[:300]}") from error
+        seed_cpu(seed)
+        for where, transform in self._named:
+            try:
+                result = transform(result)
+            except Exception as error:  # torchvision's own checks raise many kinds
+                raise DataError(f"{where} failed: {type(error).__name__}: {str(error)[:300]}") from error
         if not isinstance(result, Tensor) or result.shape != image.shape or result.dtype != image.dtype:
             got = f"{result.dtype} {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
             raise DataError(

@@ -35,12 +35,12 @@ def _find(kind: str, name: str, error: type[UserInputError]) -> Any:
         found = importlib.import_module(module_name)
     except (Exception, SystemExit) as raised:  # importing runs the user's code, which may raise anything
         raise error(
-            f"{kind} {name!r}: importing {module_name!r} failed: {type(raised).__name__}: {raised}"
-            f"{_nearest_module(module_name, raised)}; is its folder on PYTHONPATH?"
+            f"{kind} {name!r}: importing {module_name!r} failed: {type(raised).__name__}: {raised}; is its folder on "
+            f"PYTHONPATH?{_nearest_module(module_name, raised)}"
         ) from raised
     for attribute in path.split("."):
         if not hasattr(found, attribute):
-            raise error(f"{kind} {name!r}: {module_name!r} has no {attribute!r}{_nearest(attribute, dir(found))}")
+            raise error(f"{kind} {name!r}: {module_name!r} has no {attribute!r}{_nearest(attribute, dir(found), '; ')}")
         found = getattr(found, attribute)
     if not callable(found):
         raise error(f"{kind} {name!r} must be callable, got {type(found).__name__}")
@@ -54,9 +54,9 @@ def _nearest_module(name: str, raised: BaseException) -> str:
         return ""
     package, _, word = missing.rpartition(".")
     path = getattr(importlib.import_module(package), "__path__", []) if package else None
-    return _nearest(word, (module.name for module in pkgutil.iter_modules(path)))
+    return _nearest(word, (module.name for module in pkgutil.iter_modules(path)), " Or ")
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def _nearest(word: str, known: Iterable[str], lead: str) -> str:
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"{lead}did you mean {near[0]!r}?" if near else ""

@@ -127,9 +127,9 @@ def test_a_share_of_a_split_that_is_given_must_be_left_out():
 
 
 def test_the_nearest_module_is_named():
-    with pytest.raises(DataError, match=r"No module named 'test_caled_data'; did you mean 'test_called_data'\?"):
+    with pytest.raises(DataError, match=r"No module named 'test_caled_data'; .*did you mean 'test_called_data'\?"):
         load_data(CallableDataSettings(name="test_caled_data:tensors"))
-    with pytest.raises(DataError, match=r"No module named 'torch.utls'; did you mean 'utils'\?"):
+    with pytest.raises(DataError, match=r"No module named 'torch.utls'; .*did you mean 'utils'\?"):
         load_data(CallableDataSettings(name="torch.utls:tensors"))
 
 

@@ -175,6 +175,21 @@ def broken(folder: Path) -> Path:
     return folder
 
 
+def test_a_file_that_is_gone_is_named(tmp_path: Path):
+    data = load(write_images(tmp_path / "animals"), True, workers=0)
+    (tmp_path / "animals" / "cat" / "004.png").unlink()
+    with pytest.raises(DataError, match=r"cat/004.png: an image must stay there, but No such file"):
+        data.fingerprint()
+    with pytest.raises(DataError, match=r"cat/004.png: an image must be one that can be decoded.*FileNotFoundError"):
+        (
+            data.train.inputs[:],
+            data.validate.inputs[:],
+            data.diagnose.inputs[:],
+            data.accept.inputs[:],
+            data.test.inputs[:],
+        )
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_image_is_named_when_it_is_met(tmp_path: Path, workers: int):
     data = load(write_images(tmp_path / "animals"), True, workers=workers)

@@ -12,6 +12,7 @@ from data_cases import seeded, write_images
 from torch import nn
 
 import growkit
+from growkit.config import config_from_overrides, dump_config, load_config
 from growkit.config.data import AugmentSettings, DigitsSettings, ImageFolderSettings, NpzSettings
 from growkit.data import Data, batches, load_data
 from growkit.data.augment import crop, draw, normalise
@@ -104,6 +105,12 @@ def test_transforms_within_transforms_and_choices_by_value():
         inverted = v2.RandomApply([v2.RandomInvert(p=1.0)], p=1.0)(IMAGE)
         wanted = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)(inverted)
         assert torch.equal(Transforms([nested, policy]).apply(IMAGE, 3), wanted)
+
+
+def test_settings_come_back_from_their_record(tmp_path: Path):
+    config = config_from_overrides({"data": {"name": "digits", "workers": 1, "transforms": ["RandomInvert", AFFINE]}})
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml").data == config.data
 
 
 def test_live_data_have_them_too():

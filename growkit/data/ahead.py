@@ -126,7 +126,9 @@ def ahead(work: Callable[[Any], Any], chunks: Iterable[Any], workers: int, depth
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise TrainingError(f"a process that reads data ended: {error}; lower data.workers") from error
+                raise TrainingError(
+                    f"a process that reads data ended: {error}; lower data.workers, 0 has none"
+                ) from error
             if isinstance(done, _Refused):
                 raise DataError(done.message)
             yield done

@@ -15,7 +15,7 @@ from growkit.config import Config, config_from_overrides, load_config
 from growkit.config.data import MemorySettings
 from growkit.config.growth import RandomSettings, ZeroSettings
 from growkit.config.models import LiveModelSettings
-from growkit.data import data_from_user
+from growkit.data import data_from_user, with_transforms
 from growkit.errors import GrowthRefused, SurgeryError, UserInputError
 from growkit.graph import GrowthSite, Sites, check_model, check_values, outside_inference_mode, refuse_wrappers
 from growkit.growth.base import History
@@ -105,6 +105,7 @@ def grow(
         label_noise=memory.label_noise,
         name=memory.name,
     )
+    data = with_transforms(data, memory)
     outcome = run(settings, model=model, data=data, observers=observers, writes=root is not None)
     return Grown(
         model=outcome.model,
@@ -133,9 +134,10 @@ def _settings(
     else:
         settings = config if isinstance(config, Config) else load_config(config)
     if not isinstance(settings.data, MemorySettings):
-        shared = settings.data.model_dump(
-            include=set(MemorySettings.model_fields) - {"name"}, exclude_unset=True, by_alias=True
-        )
+        kept = {*MemorySettings.model_fields} - {"name"}
+        if not getattr(settings.data, "transforms", ()):
+            kept -= {"workers"}  # they would have no work
+        shared = settings.data.model_dump(include=kept, exclude_unset=True, by_alias=True)
         handed["data"] |= shared
         settings = settings.model_copy(update={"data": MemorySettings.model_validate(handed["data"])})
     settings = settings.model_copy(update={"model": LiveModelSettings(type=model_type)})

@@ -19,6 +19,7 @@ def describe(config: Config) -> dict[str, Any]:
     final = dict(plan.final_widths) if plan is not None else parts.widths
     return {
         "data": {name: len(split) for name, split in parts.data.splits.items()},
+        "reading": parts.data.reading or None,
         "control": config.control,
         "compute": parts.compute.to_json(),
         "steps": parts.clock.total_steps,
@@ -51,6 +52,7 @@ def render(facts: dict[str, Any]) -> str:
     """The facts as text."""
     lines = [
         "data      " + ", ".join(f"{name} {size}" for name, size in facts["data"].items()),
+        *([f"reading   {facts['reading']}"] if facts["reading"] else []),
         f"compute   {facts['compute']['device']}, {facts['compute']['precision']} ({facts['compute']['reason']})",
         f"training  {facts['steps']} steps, {facts['steps_per_epoch']} per epoch"
         + (f", {human(facts['train_flops'])}FLOPs" if facts["train_flops"] is not None else ""),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["describe_environment"]
+__all__ = ["describe_environment", "total_memory"]
 
 ENVIRONMENT_VERSION = 1
 PACKAGES = ("growkit", "torch", "torchvision", "numpy", "scikit-learn", "pydantic", "safetensors")
+
+CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # version 2, version 1
 
 
 def describe_environment() -> dict[str, Any]:
@@ -31,6 +34,17 @@ def describe_environment() -> dict[str, Any]:
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "command": [*(Path(program).name for program in sys.argv[:1]), *sys.argv[1:]],
     }
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that this process may use: of the machine or its control group; None where neither tells."""
+    limits = []
+    with suppress(ValueError, OSError, AttributeError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for file in CONTROL_GROUPS:
+        with suppress(ValueError, OSError):  # "max" is no number
+            limits.append(int(Path(file).read_text()))
+    return min((limit for limit in limits if limit > 0), default=None)
 
 
 def _version(package: str) -> str | None:

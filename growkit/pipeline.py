@@ -143,6 +143,7 @@ class _Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
+            self.parts.trainer.close()
             if isinstance(error, KeyboardInterrupt):
                 self.save_stage(len(self.stages))
                 self.report.interrupted(self.parts.trainer.step)
@@ -165,6 +166,7 @@ class _Progress:
                     "splits": _sizes(parts.data),
                     "wrong_labels": parts.data.wrong_labels,
                     "fingerprint": parts.data.fingerprint(),
+                    **({"reading": parts.data.reading} if parts.data.reading else {}),
                 },
                 model=type(parts.model).__name__ if parts.seed_settings is None else parts.config.model.name,
                 widths=parts.widths,
@@ -324,7 +326,8 @@ def _recorders(folder: Path, tensorboard: bool) -> list[Observer]:
 
 def _inputs_of(data: Data) -> dict[str, Any]:
     """What the model expects: the shape, and by what stored numbers are normalised before it sees them."""
-    return {"shape": list(data.input_shape), "mean": data.mean.tolist(), "std": data.std.tolist()}
+    moments = {"mean": data.mean.tolist(), "std": data.std.tolist(), "moments_from": data.moments_from}
+    return {"shape": list(data.input_shape), **moments}
 
 
 def _sizes(data: Data) -> dict[str, int]:

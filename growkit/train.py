@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +78,7 @@ class Trainer:
     epoch: int = 0
     last_batch_size: int = 0
     last_passes: int = 1
-    _source: Iterator[tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
+    _source: Generator[tuple[Tensor, Tensor], None, None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.loss = build_loss(self.settings.loss, self.data.task, self.settings.label_smoothing)
@@ -168,6 +168,12 @@ class Trainer:
         factor = rate_factor(self.settings.schedule, self.step, self.total_steps, self.steps_per_epoch)
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base * factor
+
+    def close(self) -> None:
+        """End the processes that read samples ahead, where there are any."""
+        if self._source is not None:
+            self._source.close()
+            self._source = None
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
         while True:

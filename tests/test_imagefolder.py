@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_cases import CLASSES, write_images
 from PIL import Image
 
 from growkit.assembly import assemble
@@ -15,19 +16,6 @@ from growkit.config import config_from_overrides
 from growkit.config.data import ImageFolderSettings
 from growkit.data import Data, imagefolder, load_data, packed
 from growkit.errors import DataError
-
-CLASSES = ("cat", "dog", "eel")
-
-
-def write_images(root: Path, per_class: int = 12, size: tuple[int, int] = (9, 7)) -> Path:
-    """PNGs of noise, [7, 9] pixels each by default."""
-    rng = np.random.default_rng(0)
-    for name in CLASSES:
-        (root / name).mkdir(parents=True)
-        for number in range(per_class):
-            pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{number:03d}.png")
-    return root
 
 
 @pytest.fixture
@@ -75,13 +63,13 @@ def test_grey_has_one_channel(folder: Path):
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The images that were decoded since."""
     names: list[str] = []
-    decode = imagefolder._decode
+    decode = imagefolder.decode_image
 
     def noted(root: Path, how: ImageFolderSettings, name: str) -> object:
         names.append(name)
         return decode(root, how, name)
 
-    monkeypatch.setattr(imagefolder, "_decode", noted)
+    monkeypatch.setattr(imagefolder, "decode_image", noted)
     return names
 
 

@@ -17,7 +17,7 @@ ROOT = Path(growkit.__file__).parent
 FLOORS = [
     ["errors"],
     ["config"],
-    ["rng", "device", "environment"],
+    ["rng", "device", "environment", "callables"],
     ["data", "models", "optim", "cost", "graph", "schedule"],
     ["losses", "convolutions"],
     ["metrics", "surgery"],

@@ -6,11 +6,12 @@ stands in one place. Settings never import torch: a bad file is refused in a fra
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 
-__all__ = ["BY_NAME", "Fraction", "Seed", "Settings", "named"]
+__all__ = ["BY_NAME", "BY_NAME_OR_PATH", "CALLABLE_PATH", "CallablePath", "Fraction", "Seed", "Settings", "named"]
 
 
 class Settings(BaseModel):
@@ -39,7 +40,25 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+CALLABLE_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
+
+
+def _is_callable_path(name: str) -> str:
+    if not re.fullmatch(CALLABLE_PATH, name):
+        raise ValueError(f"must be package.module:callable, got {name!r}")
+    return name
+
+
+CallablePath = Annotated[str, AfterValidator(_is_callable_path), Field(json_schema_extra={"pattern": CALLABLE_PATH})]
+
+
+def _kind(value: Any) -> str | None:
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return "callable" if isinstance(name, str) and ":" in name else name
+
+
 BY_NAME: Any = Field(discriminator="name")
+BY_NAME_OR_PATH: Any = Discriminator(_kind)  # members carry tags; that of a CallablePath is "callable"
 
 
 def named(default: str) -> BeforeValidator:

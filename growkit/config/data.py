@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, Tag, WithJsonSchema, model_validator
 
-from growkit.config.base import BY_NAME, Fraction, Seed, Settings, named
+from growkit.config.base import BY_NAME, BY_NAME_OR_PATH, CallablePath, Fraction, Seed, Settings, named
 
 __all__ = [
     "AnyData",
     "AnyPolicy",
     "AugmentSettings",
     "AutoAugmentSettings",
+    "CallableDataSettings",
     "Cifar10Settings",
     "Cifar100Settings",
     "DataSettings",
     "DigitsSettings",
     "ImageFolderSettings",
+    "ImageSettings",
     "LabelNoiseSettings",
     "MemorySettings",
     "NpzSettings",
@@ -128,10 +130,37 @@ class DataSettings(Settings):
     label_noise: LabelNoiseSettings | None = None
 
 
+def _names_itself(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and not isinstance(value.get("name"), str):
+        raise ValueError(f"must be a mapping with the name of a transform and its arguments, got {value!r:.60}")
+    return value
+
+
+_TRANSFORM_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]}
+Transform = Annotated[dict[str, JsonValue], BeforeValidator(_names_itself), WithJsonSchema(_TRANSFORM_SCHEMA)]
+
+
 class ImageSettings(DataSettings):
-    """A source of images."""
+    """A source of images.
+
+    transforms: of torchvision.transforms.v2, by name and with its arguments, for each training image by itself and
+    before augment; they are slow and must keep the size. workers: processes for them; null takes as many as there are
+    processors, 0 takes the run's own.
+    """
 
     augment: AugmentSettings = AugmentSettings()
+    transforms: Annotated[tuple[Transform, ...], Field(strict=False)] = ()
+    workers: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _have_work_for_workers(self) -> ImageSettings:
+        if self.workers is not None and not self.transforms and not self._READS_FILES:
+            raise ValueError(f"workers are for transforms, of which there are none, got {self.workers}; remove it")
+        return self
+
+    _READS_FILES: ClassVar[bool] = False
 
 
 class DigitsSettings(ImageSettings):
@@ -176,13 +205,14 @@ class NpzSettings(ImageSettings):
 
 
 class ImageFolderSettings(ImageSettings):
-    """Images in a folder for each class, decoded once into a cache; all of them lie in memory.
+    """Images in a folder for each class, decoded once into a cache, or streamed from their files.
 
     path: PATH/CLASS/FILE, or PATH/train/CLASS/FILE with val and test beside train, which are taken as they are.
     size: side of the square that images are resized to and cut from; null wants all of one size. mode: rgb or grey.
     skip_broken: leave out what cannot be decoded, and say so; else it is an error. cache: folder for the decoded
-    images; null takes growkit/imagefolder in the user's cache, false keeps none. workers: threads; null takes as many
-    as there are processors.
+    images; null takes growkit/imagefolder in the user's cache, false keeps none. stream: decode images whenever they
+    are needed; auto does if all of them would take more than a quarter of the memory. workers: processes that decode
+    and transform; null takes as many as there are processors, 0 takes the run's own.
     """
 
     name: Literal["imagefolder"] = "imagefolder"
@@ -191,7 +221,15 @@ class ImageFolderSettings(ImageSettings):
     mode: Literal["rgb", "grey"] = "rgb"
     skip_broken: bool = False
     cache: str | Literal[False] | None = None
-    workers: Annotated[int, Field(ge=1)] | None = None
+    stream: Literal["auto", True, False] = "auto"
+
+    _READS_FILES: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _cache_what_is_kept(self) -> ImageFolderSettings:
+        if self.stream is True and isinstance(self.cache, str):
+            raise ValueError(f"cache is for images that are not streamed, got {self.cache!r} with stream: true")
+        return self
 
 
 class TabularSettings(DataSettings):
@@ -250,6 +288,18 @@ class TextPairSettings(DataSettings):
     skip_long: bool = False
 
 
+class CallableDataSettings(ImageSettings):
+    """Any callable `package.module:callable` that returns data: (inputs, targets), a torch Dataset or DataLoader.
+
+    A mapping of `train`, and of `validate` and `test` if they are not to be split off it, may hold those too. The
+    global random generators are seeded with split_seed for the call.
+    arguments: the keyword arguments it is called with.
+    """
+
+    name: CallablePath
+    arguments: dict[str, JsonValue] = {}
+
+
 class MemorySettings(ImageSettings):
     """Data handed over in Python, to `growkit.grow`; a file can only record that they were."""
 
@@ -257,16 +307,17 @@ class MemorySettings(ImageSettings):
 
 
 AnyData = Annotated[
-    DigitsSettings
-    | Cifar10Settings
-    | Cifar100Settings
-    | NpzSettings
-    | ImageFolderSettings
-    | TabularSettings
-    | TeacherSettings
-    | TextSettings
-    | TextPairSettings
-    | MemorySettings,
-    BY_NAME,
+    Annotated[DigitsSettings, Tag("digits")]
+    | Annotated[Cifar10Settings, Tag("cifar10")]
+    | Annotated[Cifar100Settings, Tag("cifar100")]
+    | Annotated[NpzSettings, Tag("npz")]
+    | Annotated[ImageFolderSettings, Tag("imagefolder")]
+    | Annotated[TabularSettings, Tag("tabular")]
+    | Annotated[TeacherSettings, Tag("teacher")]
+    | Annotated[TextSettings, Tag("text")]
+    | Annotated[TextPairSettings, Tag("text_pair")]
+    | Annotated[MemorySettings, Tag("memory")]
+    | Annotated[CallableDataSettings, Tag("callable")],
+    BY_NAME_OR_PATH,
     named("digits"),
 ]

@@ -157,10 +157,9 @@ def _unknown_key(spot: Spot, draft: Draft) -> str:
     if not nearest and not elsewhere:
         elsewhere = _nearest_homes(_nearest(key, list(homes())) or key, spot.path[:-1])
     whose = f" of {member_name(owner)}" if spot.family else ""
-    if nearest and not elsewhere:
-        return f"unknown setting{whose}; did you mean '{nearest}'?"
-    if elsewhere:
-        return f"unknown setting{whose}; did you mean {' or '.join(elsewhere)}?"
+    meant = [f"'{nearest}'"] * bool(nearest) + elsewhere
+    if meant:
+        return f"unknown setting{whose}; did you mean {' or '.join(meant)}?"
     return f"unknown setting{whose}; it has {', '.join(own) or 'no settings'}"
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag
+from pydantic import Field, JsonValue, Tag
 
-from growkit.config.base import named
+from growkit.config.base import BY_NAME_OR_PATH, CallablePath, named
 from growkit.config.image_models import (
     DENSENETS,
     PUBLISHED_VITS,
@@ -22,7 +21,6 @@ from growkit.config.model_base import Activation, ModelSettings, Norm, Width
 from growkit.config.sequence_models import GptSettings, LstmSettings, Seq2seqSettings
 
 __all__ = [
-    "CALLABLE_PATH",
     "DENSENETS",
     "PUBLISHED_VITS",
     "Activation",
@@ -58,15 +56,6 @@ class MlpSettings(ModelSettings):
     bias: bool = True
 
 
-CALLABLE_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
-
-
-def _is_callable_path(name: str) -> str:
-    if not re.fullmatch(CALLABLE_PATH, name):
-        raise ValueError(f"must be package.module:callable, got {name!r}")
-    return name
-
-
 class CallableModelSettings(ModelSettings):
     """Any callable `package.module:callable` that returns an nn.Module; `torchvision:NAME` and `timm:NAME` too.
 
@@ -75,7 +64,7 @@ class CallableModelSettings(ModelSettings):
     patterns of names in it that keep their initial values, such as those of a head for other classes.
     """
 
-    name: Annotated[str, AfterValidator(_is_callable_path), Field(json_schema_extra={"pattern": CALLABLE_PATH})]
+    name: CallablePath
     args: dict[str, JsonValue] = {}
     weights: str | None = None
     weights_except: Annotated[tuple[str, ...], Field(strict=False)] = ()
@@ -91,11 +80,6 @@ class LiveModelSettings(ModelSettings):
     type: str = "Module"
 
 
-def _kind(value: Any) -> str | None:
-    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-    return "callable" if isinstance(name, str) and ":" in name else name
-
-
 AnyModel = Annotated[
     Annotated[MlpSettings, Tag("mlp")]
     | Annotated[VggSettings, Tag("vgg")]
@@ -109,6 +93,6 @@ AnyModel = Annotated[
     | Annotated[Seq2seqSettings, Tag("seq2seq")]
     | Annotated[LiveModelSettings, Tag("live")]
     | Annotated[CallableModelSettings, Tag("callable")],
-    Discriminator(_kind),
+    BY_NAME_OR_PATH,
     named("wrn"),
 ]

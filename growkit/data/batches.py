@@ -1,12 +1,17 @@
-"""Batches of a data set that lies whole on its device: no workers, no copies per sample, no waiting for the device."""
+"""Batches of a data set that lies whole on its device: no workers, no copies per sample, no waiting for the device.
+
+Images that stay in their files, and images with transforms of their own, are read ahead by other processes instead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor
 
+from growkit.data.ahead import read_ahead
 from growkit.data.augment import crop, cutout, draw, flip, normalise, send
 from growkit.data.mixup import class_shares, draw_mixture
 from growkit.data.policies import apply_steps, draw_steps
@@ -24,7 +29,7 @@ def batches(
     order: torch.Generator | None = None,
     augmentation: torch.Generator | None = None,
     channels_last: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """The batches of one pass over a split.
 
     Without `order` the samples come as they lie and every one of them comes. With it they are shuffled, for training,
@@ -40,11 +45,14 @@ def batches(
         channels_last: the memory layout of images.
 
     Returns:
-        An iterator over (inputs, targets): normalised floats [B, ...] and classes [B] or values [B, K]. Where the
-        augmentation mixes samples, classes are shares of them, float32 [B, K].
+        A generator of (inputs, targets): normalised floats [B, ...] and classes [B] or values [B, K]. Where the
+        augmentation mixes samples, classes are shares of them, float32 [B, K]. Closing it ends the processes that read
+        ahead.
 
     Raises:
-        DataError: no such split, an empty one, or a batch size below 1; raised at once, not at the first batch.
+        DataError: no such split, an empty one, or a batch size below 1, raised at once, not at the first batch; or an
+            image that cannot be read, when it is met.
+        TrainingError: a process that reads ahead ended.
     """
     chosen = data.split(split)
     count = num_batches(data, split, batch_size, training=order is not None)
@@ -73,14 +81,43 @@ def _batches(
     order: torch.Generator | None,
     augmentation: torch.Generator | None,
     channels_last: bool,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    device = split.inputs.device
-    shuffled = None if order is None else send(torch.randperm(len(split), generator=order), device)
-    for start in range(0, count * batch_size, batch_size):
-        span = slice(start, start + batch_size)
-        chosen = span if shuffled is None else shuffled[span]
-        inputs, targets = _inputs(data, split.inputs[chosen], augmentation, channels_last), split.targets[chosen]
-        yield (inputs, targets) if augmentation is None else _mixed(data, inputs, targets, augmentation)
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    shuffled = None if order is None else torch.randperm(len(split), generator=order)
+    spans = [slice(start, start + batch_size) for start in range(0, count * batch_size, batch_size)]
+    placed = None if shuffled is None else send(shuffled, split.inputs.device)
+    with closing(_stored(data, split, shuffled, placed, spans, augmentation)) as stored:
+        for span, images in zip(spans, stored, strict=True):
+            targets = split.targets[span if placed is None else placed[span]]
+            inputs = _inputs(data, images, augmentation, channels_last)
+            yield (inputs, targets) if augmentation is None else _mixed(data, inputs, targets, augmentation)
+
+
+def _stored(
+    data: Data,
+    split: Split,
+    shuffled: Tensor | None,
+    placed: Tensor | None,
+    spans: Sequence[slice],
+    augmentation: torch.Generator | None,
+) -> Generator[Tensor, None, None]:
+    """The stored inputs of each batch, transformed where each image has transforms of its own.
+
+    What those draw by, a number for each sample of the split, is drawn here at once: batches do not matter to them.
+    `placed` is `shuffled` on the device; both are None where samples come as they lie.
+    """
+    transform = None if augmentation is None else data.transforms
+    if transform is None and isinstance(split.inputs, Tensor):
+        for span in spans:
+            yield split.inputs[span if placed is None else placed[span]]
+        return
+    drawn = None if transform is None else torch.randint(2**63 - 1, (len(split),), generator=augmentation)
+    rows = torch.arange(len(split)) if shuffled is None else shuffled
+    ahead = read_ahead(
+        split.inputs, [rows[span] for span in spans], workers=data.workers, transform=transform, seeds=drawn
+    )
+    with closing(ahead):
+        for images in ahead:
+            yield send(images, split.inputs.device)
 
 
 def _inputs(data: Data, stored: Tensor, augmentation: torch.Generator | None, channels_last: bool) -> Tensor:

@@ -84,14 +84,21 @@ def check_augment(name: str, task: str, inputs: Tensor, augment: AugmentSettings
                 f"{where}: data.augment.policy needs uint8 images of 1 or 3 channels, {found}; set it to null"
             )
         check_torchvision()
-    if augment.mixup and (task in (LANGUAGE, PAIRS) or not (inputs.is_floating_point() or inputs.dtype == torch.uint8)):
+    if augment.mixup and (
+        task in (LANGUAGE, PAIRS) or not (inputs.dtype.is_floating_point or inputs.dtype == torch.uint8)
+    ):
         raise DataError(f"{where}: data.augment.mixup needs images or floats, which have means, {found}; set it to 0")
 
 
 def augment_notes(source: Source, augment: AugmentSettings) -> list[str]:
     """What the user should know of an augmentation that these data can have."""
     images = source.pool.inputs
-    if augment.policy is None or images.dtype != torch.uint8 or (brightest := int(images.max())) > HALF_WHITE:
+    if (
+        augment.policy is None
+        or not isinstance(images, Tensor)
+        or images.dtype != torch.uint8
+        or (brightest := int(images.max())) > HALF_WHITE
+    ):
         return []
     return [
         f"data.augment.policy is made for images from 0 to 255, those of {source.name!r} end at {brightest}: "

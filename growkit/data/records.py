@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from growkit.config.data import AugmentSettings
+from growkit.data.ahead import PerSample
 from growkit.data.augment import normalise
+from growkit.data.files import ImageFiles, files_sha256
 from growkit.errors import DataError
 
 __all__ = ["CLASSIFICATION", "IGNORED", "LANGUAGE", "PAIRS", "REGRESSION", "SPLITS", "Data", "Source", "Split"]
@@ -25,7 +27,8 @@ class Split:
     """Samples and their targets.
 
     Attributes:
-        inputs: uint8 images [N, C, H, W], normalised when a batch is made; or floats [N, ...], used as they are.
+        inputs: uint8 images [N, C, H, W], normalised when a batch is made; or floats [N, ...], used as they are. Images
+            that stay in their files are ImageFiles, which stand for a tensor.
         targets: int64 classes [N], float32 [N, K] for regression, or int64 tokens [N, T] for language and pairs.
     """
 
@@ -36,8 +39,8 @@ class Split:
         return len(self.inputs)
 
     def take(self, indices: Tensor) -> Split:
-        """A copy of the samples `indices`, in that order."""
-        return Split(self.inputs[indices], self.targets[indices])
+        """A copy of the samples `indices`, in that order; images in files stay there."""
+        return Split(self.inputs.index_select(0, indices), self.targets[indices])
 
     def to(self, device: torch.device | str) -> Split:
         """This split on `device`."""
@@ -55,6 +58,8 @@ class Source:
         vocabulary: how many tokens there are, where samples are sequences of them.
         notes: what the user should know, such as samples that were left out.
         scaled: which features [F] are numbers to put to mean 0 and deviation 1; None for none.
+        reading: whether images are streamed, and why; empty where there is no choice.
+        moments_from: how many training images the mean and deviation are of, at most; None for all.
     """
 
     name: str
@@ -63,6 +68,8 @@ class Source:
     vocabulary: int | None = None
     notes: tuple[str, ...] = ()
     scaled: Tensor | None = None
+    reading: str = ""
+    moments_from: int | None = None
 
     @property
     def task(self) -> str:
@@ -91,6 +98,10 @@ class Data:
         augment: augmentation of training batches.
         notes: what the user should know of the source.
         wrong_labels: how many labels of each split are noise and differ from the truth; None without label noise.
+        reading: whether images are streamed, and why; empty where there is no choice.
+        moments_from: how many training samples mean and std are of: the first ones.
+        transforms: of each training image by itself, before `augment`.
+        workers: processes that read and transform single images.
     """
 
     name: str
@@ -104,6 +115,10 @@ class Data:
     augment: AugmentSettings
     notes: tuple[str, ...] = ()
     wrong_labels: dict[str, int] | None = None
+    reading: str = ""
+    moments_from: int = 0
+    transforms: PerSample | None = None
+    workers: int = 0
 
     @property
     def train(self) -> Split:
@@ -154,11 +169,20 @@ class Data:
         return normalise(self.train.inputs[:n], self.mean, self.std)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells these data from others, as JSON: SHA-256 of inputs and targets (all splits), and of each split."""
+        """What tells these data from others, as JSON: SHA-256 of inputs and targets (all splits), and of each split.
+
+        Of images that stay in their files, `files_sha256` is over names, sizes and times in place of `inputs_sha256`.
+        """
         ordered = [self.splits[name] for name in SPLITS]
+        files = [split.inputs for split in ordered if isinstance(split.inputs, ImageFiles)]
+        inputs = (
+            {"files_sha256": files_sha256(files)}
+            if files
+            else {"inputs_sha256": _sha256(*(split.inputs for split in ordered))}
+        )
         return {
             "format": 1,
-            "inputs_sha256": _sha256(*(split.inputs for split in ordered)),
+            **inputs,
             "targets_sha256": _sha256(*(split.targets for split in ordered)),
             "splits": {
                 name: {"size": len(self.splits[name]), "indices_sha256": _sha256(self.indices[name])} for name in SPLITS

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from growkit.config.data import (
     AugmentSettings,
+    CallableDataSettings,
     Cifar10Settings,
     Cifar100Settings,
     DataSettings,
     DigitsSettings,
     ImageFolderSettings,
+    ImageSettings,
     MemorySettings,
     NpzSettings,
     TabularSettings,
@@ -26,12 +28,14 @@ from growkit.config.data import (
     TextPairSettings,
     TextSettings,
 )
+from growkit.data.called import read_called
 from growkit.data.checks import check_classes, check_finite
 from growkit.data.imagefolder import read_imagefolder
 from growkit.data.records import Data, Source, Split
 from growkit.data.splits import assemble
 from growkit.data.tabular import read_tabular
 from growkit.data.text import read_pairs, read_text
+from growkit.data.transforms import with_transforms
 from growkit.errors import DataError
 
 __all__ = ["load_data", "read_source"]
@@ -46,7 +50,7 @@ def load_data(settings: DataSettings) -> Data:
         DataError: the data are missing, unreadable, corrupt or of the wrong shape, or leave nothing to train on.
     """
     augment = getattr(settings, "augment", AugmentSettings())
-    return assemble(
+    data = assemble(
         read_source(settings),
         settings.split,
         settings.split_seed,
@@ -55,6 +59,7 @@ def load_data(settings: DataSettings) -> Data:
         settings.train_share,
         settings.label_noise,
     )
+    return with_transforms(data, settings) if isinstance(settings, ImageSettings) else data
 
 
 def read_source(settings: DataSettings) -> Source:
@@ -80,6 +85,8 @@ def read_source(settings: DataSettings) -> Source:
             return read_text(settings)
         case TextPairSettings():
             return read_pairs(settings)
+        case CallableDataSettings():
+            return read_called(settings)
         case MemorySettings():
             raise DataError(
                 "data 'memory' are handed over in Python, as growkit.grow(model, train); a file must name a source"

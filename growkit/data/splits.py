@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from growkit.config.data import AugmentSettings, LabelNoiseSettings, SplitSettings
+from growkit.data.ahead import read_ahead
 from growkit.data.checks import augment_notes, check_augment
+from growkit.data.files import ImageFiles, num_workers
 from growkit.data.label_noise import noisy_splits, wrong_labels
 from growkit.data.records import CLASSIFICATION, SPLITS, Data, Source, Split
 from growkit.errors import DataError
@@ -132,7 +134,8 @@ def assemble(
     check_augment(source.name, source.task, splits["train"].inputs, augment)
     if label_noise is not None:
         splits = noisy_splits(source, truth, indices, label_noise)
-    mean, std = _moments(splits["train"].inputs, source.scaled)
+    moments_from = min(source.moments_from or len(splits["train"]), len(splits["train"]))
+    mean, std = _moments(splits["train"].inputs, source.scaled, moments_from)
     return Data(
         name=source.name,
         task=source.task,
@@ -145,6 +148,8 @@ def assemble(
         augment=augment,
         notes=tuple(notes),
         wrong_labels=None if label_noise is None else wrong_labels(truth, splits),
+        reading=source.reading,
+        moments_from=moments_from,
     )
 
 
@@ -213,21 +218,30 @@ def _listed(classes: list[int]) -> str:
     return f"class{'es' if len(classes) > 1 else ''} {shown}{', ...' if len(classes) > 5 else ''}"
 
 
-def _moments(inputs: Tensor, scaled: Tensor | None) -> tuple[Tensor, Tensor]:
+def _moments(inputs: Tensor | ImageFiles, scaled: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
     """Mean and deviation per channel, exact from the 256 counts, or per scaled feature; 1 for a constant one.
 
-    (0, 1) for floats that are not scaled.
+    They are of the `first` images, or of all features; (0, 1) for floats that are not scaled.
     """
-    if scaled is not None:
+    if scaled is not None and isinstance(inputs, Tensor):
         std, mean = torch.std_mean(inputs.double(), dim=0, correction=0)
         std = torch.where(scaled & (std > 1e-9), std, torch.ones_like(std))
         return torch.where(scaled, mean, torch.zeros_like(mean)).float(), std.float()
     if inputs.dtype != torch.uint8:
         return torch.zeros(1), torch.ones(1)
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in inputs.unbind(1)]).double()
+    chunks = [inputs[:first]] if isinstance(inputs, Tensor) else _decoded(inputs, first)
+    counts = torch.stack([_counts(chunk) for chunk in chunks]).sum(dim=0).double()
     share = counts / counts.sum(dim=1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64)
     mean = share @ values
     variance = share @ values.square() - mean.square()
     std = torch.where(variance > 1e-9, variance.clamp(min=0).sqrt(), torch.ones_like(variance))
     return mean.float(), std.float()
+
+
+def _counts(images: Tensor) -> Tensor:
+    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+
+
+def _decoded(images: ImageFiles, first: int) -> Iterator[Tensor]:
+    return read_ahead(images, torch.arange(first).split(256), workers=num_workers(images.settings.workers))

@@ -25,7 +25,7 @@ from growkit.data.records import CLASSIFICATION, IGNORED, Data, Source, Split
 from growkit.data.splits import assemble
 from growkit.errors import DataError
 
-__all__ = ["data_from_user"]
+__all__ = ["data_from_user", "source_from_user"]
 
 
 def data_from_user(
@@ -65,6 +65,16 @@ def data_from_user(
     Raises:
         DataError: something is not of the kinds above, or shapes, lengths or labels do not fit.
     """
+    source = source_from_user(name, train, validate, test, split=split)
+    return assemble(source, split, split_seed, augment, limit, train_share, label_noise)
+
+
+def source_from_user(name: str, train: Any, validate: Any = None, test: Any = None, *, split: SplitSettings) -> Source:
+    """What a user gives, as a source; see `data_from_user`.
+
+    Raises:
+        DataError: likewise.
+    """
     pool = _read(name, "train", train)
     own = {
         part: _read(name, part, given) for part, given in (("validate", validate), ("test", test)) if given is not None
@@ -77,7 +87,7 @@ def data_from_user(
     source = Source(name, pool, own, _vocabulary(name, pool, own))
     if source.task == CLASSIFICATION:
         check_classes(f"data {name!r}", "train targets", pool.targets, {f"{k} targets": own[k].targets for k in own})
-    return assemble(source, split, split_seed, augment, limit, train_share, label_noise)
+    return source
 
 
 def _read(name: str, part: str, given: Any) -> Split:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growkit.config import Config, config_from_overrides, load_config
-from growkit.config.models import CALLABLE_PATH
+from growkit.config.base import CALLABLE_PATH
 from growkit.config.yaml import YamlError, parse
 from growkit.errors import ConfigError, UserInputError
 

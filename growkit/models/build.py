@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from growkit.callables import call
 from growkit.config.models import (
     CallableModelSettings,
     DensenetSettings,
@@ -105,34 +104,10 @@ def _called(settings: CallableModelSettings, num_outputs: int) -> nn.Module:
 
 
 def _call(settings: CallableModelSettings) -> nn.Module:
-    make = _find(settings.name)
-    try:
-        model = make(**settings.args)
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise ModelError(f"model {settings.name!r} failed: {type(error).__name__}: {error}") from error
+    model = call("model", settings.name, settings.args, ModelError)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {settings.name!r} must return a torch.nn.Module, got {type(model).__name__}")
     return model
-
-
-def _find(name: str) -> Any:
-    module_name, _, path = name.partition(":")
-    try:
-        found = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
-        raise ModelError(
-            f"model {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}; is its folder on "
-            "PYTHONPATH?"
-        ) from error
-    for attribute in path.split("."):
-        if not hasattr(found, attribute):
-            near = difflib.get_close_matches(attribute, dir(found), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ModelError(f"model {name!r}: {module_name!r} has no {attribute!r}{hint}")
-        found = getattr(found, attribute)
-    if not callable(found):
-        raise ModelError(f"model {name!r} must be callable, got {type(found).__name__}")
-    return found
 
 
 def check_output(model: nn.Module, example: Tensor, num_outputs: int, task: str) -> None:

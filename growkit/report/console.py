@@ -55,6 +55,8 @@ class ConsoleReport(Observer):
     def started(self, facts: RunFacts) -> None:
         self._facts = facts
         self._print(f"data      {facts.data['name']}: " + _split_line(facts.data))
+        if "reading" in facts.data:
+            self._print(f"reading   {facts.data['reading']}")
         self._print(f"model     {facts.model}: {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample")
         compute = facts.environment["compute"]
         self._print(f"compute   {compute['device']}, {compute['precision']} ({compute['reason']})")

@@ -86,11 +86,12 @@ def refuse_optimizer(optimizer: torch.optim.Optimizer | None) -> None:
         )
     if hasattr(optimizer, "resize_state"):
         return
-    inner = [one for one in pytree.tree_leaves(dict(vars(optimizer))) if isinstance(one, torch.optim.Optimizer)]
+    held = [one for one in pytree.tree_leaves(dict(vars(optimizer))) if isinstance(one, torch.optim.Optimizer)]
+    inner = [one for one in held if one.state is not optimizer.state]  # SAM remembers nothing beside its base
     if inner:
         raise GrowthRefused(
             f"an optimizer must keep its own state to grow along, but {name} wraps {type(inner[0]).__name__}, of which "
-            "nothing is known here; give it a method resize_state(parameter, index_maps) that asks both"
+            "nothing is known here; give it a method resize_state(parameter, index_maps) that asks both, or share one state"
         )
     for key in _copies_of_weights(optimizer):
         raise GrowthRefused(

@@ -91,7 +91,7 @@ def refuse_optimizer(optimizer: torch.optim.Optimizer | None) -> None:
     if inner:
         raise GrowthRefused(
             f"an optimizer must keep its own state to grow along, but {name} wraps {type(inner[0]).__name__}, of which "
-            "nothing is known here; give it a method resize_state(parameter, index_maps) that asks both, or share one state"
+            "nothing is known here; let both share one state, or give it a method resize_state(parameter, index_maps)"
         )
     for key in _copies_of_weights(optimizer):
         raise GrowthRefused(

@@ -17,6 +17,7 @@ import typer
 import growkit
 from growkit.bench.cli import commands as bench_commands
 from growkit.config import Config, dump_config, json_schema, load_config
+from growkit.config.run import RunSettings
 from growkit.errors import ConfigError, GrowkitError
 
 __all__ = ["app", "main"]
@@ -131,6 +132,18 @@ def inspect(
     inspect_target(
         target, overrides or (), shapes=example or (), svg=svg, graphml=graphml, as_json=as_json, verify=verify
     )
+
+
+@app.command()
+@_guarded
+def doctor(
+    root: Annotated[str, typer.Option(help="Folder of runs that is tried.")] = RunSettings().root,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say whether a run can work here: versions, devices, folders, data, extras, and what would mend them."""
+    from growkit.doctor import doctor as examine
+
+    examine(root, as_json=as_json)
 
 
 @app.command()

@@ -148,6 +148,26 @@ def doctor(
 
 @app.command()
 @_guarded
+def init(
+    place: Annotated[Path, typer.Argument(metavar="DIR", help="Your data: a folder or a file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings that go on top.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The YAML file to write; by default it has the data's name.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column of a table to predict; else it is guessed.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="What to take the data for: images, table, text, pairs or arrays.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Look at your data and write a commented YAML file that runs."""
+    from growkit.starting import init as start
+
+    start(place, overrides or (), out=out, target=target, kind=kind, force=force)
+
+
+@app.command()
+@_guarded
 def schema() -> None:
     """Print the JSON schema of a run's YAML file, for editors."""
     typer.echo(json.dumps(json_schema(), indent=2))

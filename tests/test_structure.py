@@ -144,7 +144,9 @@ def test_every_module_lists_its_names():
             assert listed, f"{name} has no __all__"
 
 
-@pytest.mark.parametrize("statement", ["import growkit", "import growkit.config", "import growkit.cli", "import growkit.doctor"])
+@pytest.mark.parametrize(
+    "statement", ["import growkit", "import growkit.config", "import growkit.cli", "import growkit.doctor"]
+)
 def test_importing_is_cheap(statement: str):
     heavy = ("torch", "numpy", "sklearn", "optuna", "matplotlib", "tensorboard")
     code = f"import sys; {statement}; print([name for name in {heavy} if name in sys.modules])"

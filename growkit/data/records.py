@@ -55,6 +55,7 @@ class Source:
         vocabulary: how many tokens there are, where samples are sequences of them.
         notes: what the user should know, such as samples that were left out.
         scaled: which features [F] are numbers to put to mean 0 and deviation 1; None for none.
+        scales_targets: whether the targets of regression are put to mean 0 and deviation 1, too.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Source:
     vocabulary: int | None = None
     notes: tuple[str, ...] = ()
     scaled: Tensor | None = None
+    scales_targets: bool = False
 
     @property
     def task(self) -> str:
@@ -90,6 +92,8 @@ class Data:
         std: likewise; [1] for floats.
         augment: augmentation of training batches.
         notes: what the user should know of the source.
+        target_mean: of the targets as they were before they were scaled, [K]; 0 [1] where they were not.
+        target_std: likewise; 1 [1].
     """
 
     name: str
@@ -102,6 +106,8 @@ class Data:
     std: Tensor
     augment: AugmentSettings
     notes: tuple[str, ...] = ()
+    target_mean: Tensor = torch.zeros(1)
+    target_std: Tensor = torch.ones(1)
 
     @property
     def train(self) -> Split:

@@ -96,6 +96,11 @@ def assemble(
     splits = {name: source.own.get(name, source.pool).take(indices[name]) for name in SPLITS}
     _check(source, splits, augment)
     mean, std = _moments(splits["train"].inputs, source.scaled)
+    target_mean, target_std = torch.zeros(1), torch.ones(1)
+    if source.scales_targets:
+        train = splits["train"].targets
+        target_mean, target_std = _moments(train, torch.ones(train.shape[1], dtype=torch.bool))
+        splits = {name: Split(one.inputs, (one.targets - target_mean) / target_std) for name, one in splits.items()}
     return Data(
         name=source.name,
         task=source.task,
@@ -107,6 +112,8 @@ def assemble(
         std=std,
         augment=augment,
         notes=source.notes,
+        target_mean=target_mean,
+        target_std=target_std,
     )
 
 

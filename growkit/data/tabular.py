@@ -142,7 +142,9 @@ def read_tabular(settings: TabularSettings) -> Source:
     }
     wide = [len(categories[name]) if name in categories else 1 for name in features]
     scaled = torch.tensor([name not in categories for name in features]).repeat_interleave(torch.tensor(wide))
-    return Source(table.path.name, splits.pop("train"), splits, notes=_notes(table, settings, classes), scaled=scaled)
+    notes = _notes(table, settings, classes)
+    values = classes is None
+    return Source(table.path.name, splits.pop("train"), splits, notes=notes, scaled=scaled, scales_targets=values)
 
 
 def _features(table: Table, settings: TabularSettings) -> list[str]:

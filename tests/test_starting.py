@@ -252,6 +252,12 @@ def test_settings_go_on_top_and_say_so():
     assert re.search("size: 8 +# as given to growkit init", Path("pets.yaml").read_text())
 
 
+def test_a_whole_section_drops_what_was_said_of_its_keys():
+    table("t.csv", "a,y", lambda k: f"{k % 5},{k % 2}")
+    written("t.csv", "model={name: mlp, hidden: [8]}")
+    assert "model:  # as given to growkit init\n  name: mlp\n  hidden: [8]\n" in Path("t.yaml").read_text()
+
+
 def test_broken_images_are_named_or_left_out_as_in_a_run():
     folder = images(Path("pets"))
     (folder / "cat" / "3.png").write_bytes((folder / "cat" / "3.png").read_bytes()[:60])
@@ -267,6 +273,11 @@ def test_broken_images_are_named_or_left_out_as_in_a_run():
 
 def test_a_place_that_is_missing():
     assert "nowhere: there is no such file or folder" in refused("nowhere")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "caf\udce9"])
+def test_a_place_that_cannot_be(name: str):
+    assert "cannot be looked at" in (message := refused(name)) or "must be UTF-8" in message
 
 
 def test_an_empty_folder_says_what_was_looked_for():

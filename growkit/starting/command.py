@@ -42,8 +42,9 @@ def init(
     Raises:
         UserInputError: the data cannot be used, or the file cannot be written; nothing has been written.
     """
+    _check_place(place)
     out = _default_out(place) if out is None else out
-    _check_paths(place, out, force)
+    _check_out(out, force)
     typer.echo(f"reading   {place}")  # all of it, which takes a while where there is much
     from growkit.starting.draft import draft  # from here on torch is imported
     from growkit.starting.recognise import recognise
@@ -66,15 +67,22 @@ def _default_out(place: Path) -> Path:
     return Path(f"{name or 'data'}.yaml")
 
 
-def _check_paths(place: Path, out: Path, force: bool) -> None:
+def _check_place(place: Path) -> None:
     """What can be refused before anything is read."""
     try:
         str(place).encode()
+        there = place.exists()
     except UnicodeEncodeError:
         raise UserInputError(f"{str(place)!r}: a name must be UTF-8 to stand in a YAML file; rename it") from None
+    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+        raise UserInputError(f"{str(place)!r:.120}: cannot be looked at: {error!s:.120}") from error
+    if not there:
+        raise UserInputError(f"{place}: there is no such file or folder; give one that holds your data")
+
+
+def _check_out(out: Path, force: bool) -> None:
+    """Refuse what cannot or should not be written."""
     try:
-        if not place.exists():
-            raise UserInputError(f"{place}: there is no such file or folder; give one that holds your data")
         if out.suffix not in (".yaml", ".yml"):
             raise UserInputError(f"--out must name a .yaml file, got {out}")
         if out.is_dir():
@@ -83,8 +91,8 @@ def _check_paths(place: Path, out: Path, force: bool) -> None:
             raise UserInputError(f"{out}: is there already; choose another with --out, or write over it with --force")
         if not out.absolute().parent.is_dir():
             raise UserInputError(f"{out}: its folder does not exist; make it, or choose another file with --out")
-    except (OSError, ValueError) as error:  # a name too long, or with a zero byte, or a folder that bars the way
-        raise UserInputError(f"a path cannot be used: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserInputError(f"--out {str(out)!r:.120}: cannot be looked at: {error!s:.120}") from error
 
 
 def _hint(message: str, place: Path) -> str:

@@ -55,6 +55,8 @@ class Draft:
         self.values, config = lay_overrides(self.values, overrides, "growkit init")
         for text in overrides:
             section, _, key = text.partition("=")[0].strip().partition(".")
+            if not key:  # the section as a whole: what was said of its keys may no longer hold
+                self.comments = {place: said for place, said in self.comments.items() if place[0] != section}
             self.comments[(section, key.split(".")[0]) if key else ("", section)] = "as given to growkit init"
         return config
 
@@ -153,7 +155,8 @@ def _ladder() -> Iterator[SplitSettings]:
 def _complete(section: Section, found: Found, source: Source, data: Data, split: SplitSettings) -> None:
     if found.kind == "table":
         other = "regression" if data.task == CLASSIFICATION else "classification"
-        section.put("task", data.task, f"or {other}")
+        scaled = "" if data.task == CLASSIFICATION else "; values are put to mean 0 and deviation 1 to train"
+        section.put("task", data.task, f"or {other}{scaled}")
     if len(data.input_shape) == 3:
         section.put("augment", _augmentation(found, data), "of training images; flip: false where left is not right")
     own = f"null takes the data's own, {len(source.own['test'])}" if "test" in source.own else "null is 20 %"

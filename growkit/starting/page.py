@@ -39,7 +39,7 @@ def page(head: list[str], values: Mapping[str, Any], comments: Mapping[tuple[str
     Args:
         head: lines of comment at its top.
         values: the settings; each key of a section becomes one line.
-        comments: by section and key; "" stands for a key at the top.
+        comments: by section and key; "" stands for the top.
     """
     lines = [f"# {_one_line(line)}" for line in head]
     loose = {key: value for key, value in values.items() if not isinstance(value, dict)}
@@ -47,7 +47,8 @@ def page(head: list[str], values: Mapping[str, Any], comments: Mapping[tuple[str
     for name, section in values.items():
         if isinstance(section, dict):
             known = {key: text for (owner, key), text in comments.items() if owner == name}
-            lines += ["", f"{name}:", *_lines(section, known, "  ")]
+            beside = f"  # {_one_line(comments['', name])}" if ("", name) in comments else ""
+            lines += ["", f"{name}:{beside}", *_lines(section, known, "  ")]
     return "\n".join(lines) + "\n"
 
 

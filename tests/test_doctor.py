@@ -109,17 +109,22 @@ def test_an_import_without_end_is_ended(module: Callable[[str, str], None]):
 )
 def test_a_package_is_judged_by_its_import(name: str, error: str | None, state: str, text: str):
     package = next(one for one in PACKAGES if one.name == name)
-    outcomes = {"torch": Outcome("torch"), name: Outcome(name, error, "" if error else "2.99")}
+    fine = {one: Outcome(one, version="2.99") for one in ("torch", "torchvision")}
+    outcomes = {**fine, name: Outcome(name, error, "" if error else "2.99")}
     check = check_package(package, outcomes)
     assert check.state == state and text in check.found
     assert check.stops_runs == (name == "torch")
 
 
-def test_a_package_that_only_wants_torch_says_so():
-    package = next(one for one in PACKAGES if one.name == "torchvision")
-    broken = "OSError: libcudart.so.13"
-    check = check_package(package, {"torch": Outcome("torch", broken), "torchvision": Outcome("torchvision", broken)})
-    assert check.remedy == "mend torch first"
+def test_a_package_that_fails_with_another_says_so():
+    timm = EXTRAS[0].packages[0]
+    broken = "RuntimeError: operator torchvision::nms does not exist"
+    outcomes = {
+        "torch": Outcome("torch"),
+        "torchvision": Outcome("torchvision", broken),
+        "timm": Outcome("timm", broken),
+    }
+    assert check_package(timm, outcomes).remedy == "mend torchvision first"
 
 
 def test_a_torch_too_old_is_named():

@@ -128,9 +128,9 @@ def test_a_text_grows_a_model():
 
 @pytest.mark.slow
 def test_a_longer_text_grows_a_transformer():
-    letters = np.random.default_rng(0).choice(list(b"abcdefgh \n"), 420_000).astype(np.uint8)
+    letters = np.random.default_rng(0).choice(list(b"abcdefgh \n"), 600_000).astype(np.uint8)
     Path("book.txt").write_bytes(letters.tobytes())
-    assert written("book.txt", "data.limit=2000000").model.name == "gpt"
+    assert written("book.txt").model.name == "gpt"
     growkit.run(load_config("book.yaml", [*SHORT, "data.limit=200"]), observers=())
 
 
@@ -322,6 +322,8 @@ def test_a_class_without_images():
         (b",a,y\n0,1,2\n", "pandas writes a column without a name, unless to_csv gets index=False"),
         (b"a,y\n1,5\n2,5\n3,5\n", "column 'y' has the same value in all rows"),
         (b"a,y\n1,2\n2,NA\n3,5\n", "column 'y' holds 'NA' among numbers (t.csv:3); drop such rows"),
+        (b"y\n1\n2\n3\n", "a column to predict 'y' from, but it is the only one"),
+        (b"a,y\n,1\n2,2\n3,3\n", "a column to predict 'y' from, but 'a' has empty cells, in 1 of 3 rows"),
         (b"a,word\n1,b\n2,c\n3,d\n", "column 'word' is text with 3 values in 3 rows, too many for classes"),
     ],
 )

@@ -15,6 +15,7 @@ from growkit.doctor.probe import Outcome
 __all__ = ["EXTRAS", "PACKAGES", "Extra", "Package", "check_extra", "check_package", "own_versions"]
 
 LEAST_TORCH = (2, 9)
+BELOW = ("torch", "torchvision")  # that other packages import, and fail with
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,10 @@ def check_package(package: Package, outcomes: Mapping[str, Outcome]) -> Check:
     known = outcome.version if outcome is not None and outcome.version else version or "version unknown"
     if error is None:
         return _check_version(package, known)
-    if package.name != "torch" and error == outcomes["torch"].error:
-        return _check(package, "problem", f"{known}, not usable without torch", "mend torch first")
+    below = [one for one in BELOW if one in outcomes and one != package.module]
+    culprit = next((one for one in below if outcomes[one].error == error), None)
+    if culprit is not None:
+        return _check(package, "problem", f"{known}, not usable without {culprit}", f"mend {culprit} first")
     found = f"{known} does not work, its import: {error}; for {package.use}"
     return _check(package, "problem", found, _reinstall(package))
 

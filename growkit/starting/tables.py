@@ -49,6 +49,12 @@ def table_section(found: Found, target: str | None) -> tuple[Section, list[str]]
     if chosen in table.columns:  # else the reader names the nearest
         _check_target(table, chosen)
     left_out = {name: reason for name in table.columns if name != chosen and (reason := _useless(table, name))}
+    reasons = "; ".join(f"{name!r} {reason}" for name, reason in left_out.items())
+    if not set(table.columns) - {chosen, *left_out}:
+        raise UserInputError(
+            f"{found.path}: there must be a column to predict {chosen!r} from, but {reasons or 'it is the only one'}; "
+            "the first line must name the columns, and --target the one to predict"
+        )
     section = Section()
     section.put("name", "tabular", "a CSV with a header")
     section.put("path", str(found.path), "as seen from where growkit runs")
@@ -57,7 +63,6 @@ def table_section(found: Found, target: str | None) -> tuple[Section, list[str]]
         section.put("test_path", str(found.test), "a table of its own to test on; null splits one off")
     if delimiter != ",":
         section.put("delimiter", delimiter, "between cells")
-    reasons = "; ".join(f"{name!r} {reason}" for name, reason in left_out.items())
     section.put("ignore", list(left_out), f"columns left out{': ' + reasons if reasons else ''}")
     notes = [f"column {name!r} is left out: it {reason}" for name, reason in left_out.items()]
     if target is None:

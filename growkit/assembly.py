@@ -16,6 +16,7 @@ from growkit.cost import count_flops, count_params
 from growkit.data import Data, load_data, num_batches
 from growkit.device import ComputePolicy, choose_compute
 from growkit.errors import ModelError, UserInputError
+from growkit.folders import check_writable
 from growkit.graph import Refusal, check_model, check_values, copy_of, find_sites
 from growkit.growth.base import Clock
 from growkit.growth.controller import GrowthController
@@ -24,7 +25,6 @@ from growkit.growth.statistics import Loss
 from growkit.losses import build_loss
 from growkit.models import build_model, check_output
 from growkit.optim import build_optimizer, passes_per_step
-from growkit.report import check_writable
 from growkit.rng import Streams, isolated
 from growkit.surgery import Inputs, lookup, untouched
 from growkit.train import Trainer

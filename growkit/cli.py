@@ -17,6 +17,7 @@ import typer
 import growkit
 from growkit.bench.cli import commands as bench_commands
 from growkit.config import Config, dump_config, json_schema, load_config
+from growkit.config.run import RunSettings
 from growkit.errors import ConfigError, GrowkitError
 
 __all__ = ["app", "main"]
@@ -131,6 +132,38 @@ def inspect(
     inspect_target(
         target, overrides or (), shapes=example or (), svg=svg, graphml=graphml, as_json=as_json, verify=verify
     )
+
+
+@app.command()
+@_guarded
+def doctor(
+    root: Annotated[str, typer.Option(help="Folder of runs that is tried.")] = RunSettings().root,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say whether a run can work here: versions, devices, folders, data, extras, and what would mend them."""
+    from growkit.doctor import doctor as examine
+
+    examine(root, as_json=as_json)
+
+
+@app.command()
+@_guarded
+def init(
+    place: Annotated[Path, typer.Argument(metavar="DIR", help="Your data: a folder or a file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings that go on top.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The YAML file to write; by default it has the data's name.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column of a table to predict; else it is guessed.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="What to take the data for: images, table, text, pairs or arrays.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Look at your data and write a commented YAML file that runs."""
+    from growkit.starting import init as start
+
+    start(place, overrides or (), out=out, target=target, kind=kind, force=force)
 
 
 @app.command()

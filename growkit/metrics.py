@@ -49,10 +49,12 @@ class Meter:
     Args:
         task: of the data.
         plain: whether the loss is cross-entropy itself, so that it need not be computed again.
+        scale: what targets of regression were divided by, [K] or [1]; None for nothing.
     """
 
-    def __init__(self, task: str, plain: bool = True):
+    def __init__(self, task: str, plain: bool = True, scale: Tensor | None = None):
         self._task = task
+        self._scale = scale
         self._plain = plain
         self._sums: Tensor | None = None
         self._samples = 0
@@ -65,7 +67,7 @@ class Meter:
     def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Count a batch: its mean loss [], outputs and targets as the loss takes them."""
         if self._task == REGRESSION:
-            weight, more = loss.new_tensor(len(targets)), _errors(outputs, targets)
+            weight, more = loss.new_tensor(len(targets)), _errors(outputs, targets, self._scale)
         else:
             entropy = loss if self._plain else cross_entropy(outputs, targets)
             if targets.is_floating_point():  # mixed: the class with the larger share counts
@@ -89,10 +91,10 @@ class Meter:
         return Evaluation(loss / weight, correct, self._samples, metrics)
 
 
-def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
+def _errors(outputs: Tensor, targets: Tensor, scale: Tensor | None) -> Tensor:
     """[4 K] sums over the samples, for each of K outputs: squared and absolute errors, targets, and their squares."""
-    known = targets.detach().double()
-    error = outputs.detach().double() - known
+    known = targets.detach().double() * (1.0 if scale is None else scale)
+    error = outputs.detach().double() * (1.0 if scale is None else scale) - known
     return torch.stack([error.square(), error.abs(), known, known.square()]).sum(dim=1).flatten()
 
 

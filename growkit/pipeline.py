@@ -245,6 +245,7 @@ class _Progress:
             "smallest_new_gradient": min(self.first_gradients.values(), default=None),
             "inputs": _inputs_of(parts.data),
             "wrong_labels": parts.data.wrong_labels,
+            "outputs": {"mean": parts.data.target_mean.tolist(), "std": parts.data.target_std.tolist()},
             "compute": parts.compute.to_json(),
             "folder": None if self.folder is None else str(self.folder),
         }

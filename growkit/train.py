@@ -40,7 +40,7 @@ def evaluate(
     """
     if len(data.split(split)) == 0:
         return None
-    meter, loss_of = Meter(data.task, is_cross_entropy(loss)), build_loss(loss, data.task)
+    meter, loss_of = Meter(data.task, is_cross_entropy(loss), data.target_std), build_loss(loss, data.task)
     modes = [(module, module.training) for module in model.modules()]
     try:
         with isolated():
@@ -192,7 +192,8 @@ class Trainer:
             self._source = None
 
     def _new_meter(self) -> Meter:
-        return Meter(self.data.task, is_cross_entropy(self.settings.loss, self.settings.label_smoothing))
+        plain = is_cross_entropy(self.settings.loss, self.settings.label_smoothing)
+        return Meter(self.data.task, plain, self.data.target_std)
 
     def _close_epoch(self, on_epoch: Callable[[Evaluation], None]) -> None:
         self._check_finite()

@@ -72,3 +72,15 @@ def test_the_names_of_metrics_are_known_beforehand(task: str, plain: bool):
     if task == "regression":
         outputs, targets = outputs.flatten(1), torch.randn(6, 20, generator=DRAW)
     assert tuple(measured(task, outputs, targets, plain=plain).metrics) == metric_names(task, plain)
+
+
+def test_errors_are_in_the_units_that_targets_had_before_they_were_scaled():
+    scale, targets = torch.tensor([10.0, 0.5]), torch.randn(9, 2, generator=DRAW)
+    outputs = targets + 0.1 * torch.randn(9, 2, generator=DRAW)
+    meter = Meter("regression", scale=scale)
+    meter.add(F.mse_loss(outputs, targets), outputs, targets)
+    found, known, guess = meter.result(), (targets * scale).numpy(), (outputs * scale).numpy()
+    assert found.loss == pytest.approx(float(F.mse_loss(outputs, targets)))
+    assert found.metrics["mae"] == pytest.approx(mean_absolute_error(known, guess), rel=1e-5)
+    assert found.metrics["rmse"] == pytest.approx(math.sqrt(mean_squared_error(known, guess)), rel=1e-5)
+    assert found.metrics["r2"] == pytest.approx(r2_score(targets, outputs), rel=1e-5)

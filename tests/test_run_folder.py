@@ -13,11 +13,8 @@ from report_cases import FACTS, RESULT, play, strict
 
 from growkit.config import load_config
 from growkit.errors import UserInputError
-from growkit.report import (
-    RunFolder,
-    check_writable,
-    write_atomically,
-)
+from growkit.folders import check_writable
+from growkit.report import RunFolder, write_atomically
 from growkit.report.strict_json import to_json
 
 # --- JSON

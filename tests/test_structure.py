@@ -16,7 +16,7 @@ ROOT = Path(growkit.__file__).parent
 # From the ground up. A module may import from the floors below its own, and from its own package.
 FLOORS = [
     ["errors"],
-    ["config"],
+    ["config", "folders"],
     ["rng", "device", "environment", "callables"],
     ["data", "models", "optim", "cost", "graph", "schedule"],
     ["losses", "convolutions"],
@@ -38,7 +38,7 @@ FLOORS = [
     ["checkpoint"],
     ["assembly"],
     ["pipeline", "dry_run", "inspection"],
-    ["api"],
+    ["api", "doctor", "starting"],
     ["bench"],
     ["cli", "testing"],
 ]
@@ -145,7 +145,9 @@ def test_every_module_lists_its_names():
             assert listed, f"{name} has no __all__"
 
 
-@pytest.mark.parametrize("statement", ["import growkit", "import growkit.config", "import growkit.cli"])
+@pytest.mark.parametrize(
+    "statement", ["import growkit", "import growkit.config", "import growkit.cli", "import growkit.doctor"]
+)
 def test_importing_is_cheap(statement: str):
     heavy = ("torch", "numpy", "sklearn", "optuna", "matplotlib", "tensorboard")
     code = f"import sys; {statement}; print([name for name in {heavy} if name in sys.modules])"

@@ -53,6 +53,15 @@ def test_a_model_sees_numbers_by_the_moments_of_the_train_split(tmp_path: Path):
     assert torch.equal(seen[:, 1:], data.train.inputs[:, 1:])
 
 
+def test_values_to_predict_are_scaled_and_can_be_put_back(tmp_path: Path):
+    path = write(tmp_path / "houses.csv", [f"{k % 11},{200_000 + 5_000 * (k % 11)}" for k in range(60)], "area,price")
+    data = load_data(TabularSettings(path=path, target="price", task="regression"))
+    assert data.train.targets.mean().abs() < 1e-6
+    assert data.train.targets.std(correction=0) == pytest.approx(1.0, rel=1e-5)
+    prices = in_order(data)[1] * data.target_std + data.target_mean
+    assert torch.allclose(prices[:, 0], torch.tensor([200_000.0 + 5_000 * (k % 11) for k in range(60)]))
+
+
 @pytest.mark.parametrize(
     ("target", "task", "found", "outputs"),
     [

@@ -235,6 +235,8 @@ class ImageFolderSettings(ImageSettings):
 class TabularSettings(DataSettings):
     """A CSV with a header; numbers are put to mean 0 and deviation 1 of the train split, other columns become 0/1.
 
+    So are values to predict: a loss of 1 is that of predicting their mean.
+
     path: the file. target: the column to predict. test_path: a table of its own to test on; null splits it off. task:
     classification, regression, or auto, which takes text and up to 50 different whole numbers for classes. categories:
     columns of numbers that are none. ignore: columns to leave out. delimiter: between cells.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -17,7 +18,7 @@ from growkit.config.run import Config
 from growkit.config.yaml import Document, YamlError, dump, parse
 from growkit.errors import ConfigError
 
-__all__ = ["config_from_overrides", "dump_config", "load_config"]
+__all__ = ["config_from_overrides", "dump_config", "lay_overrides", "load_config"]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -58,6 +59,23 @@ def config_from_overrides(settings: Mapping[str, Any] | None, base: Config | Non
     if settings:
         draft.lay((), dict(settings), Place("settings", (1, 0, 0)))
     return _validated(draft)
+
+
+def lay_overrides(values: Mapping[str, Any], overrides: Sequence[str], origin: str) -> tuple[dict[str, Any], Config]:
+    """Settings as plain values with overrides on top, and the Config that they make.
+
+    Args:
+        values: nested mappings, as YAML has them; they stay as they are.
+        overrides: as in `load_config`.
+        origin: what messages call the place that `values` come from.
+
+    Raises:
+        ConfigError: settings are wrong; `problems` has a line for each.
+    """
+    draft = Draft(copy.deepcopy(dict(values)), origin)
+    for index, text in enumerate(overrides):
+        draft.override(text, index)
+    return draft.values, _validated(draft)
 
 
 def dump_config(config: Config) -> str:

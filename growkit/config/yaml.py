@@ -117,9 +117,9 @@ def parse(text: str) -> Document:
     return Document(_build(node, (), document), document.keys, document.values, document.problems)
 
 
-def dump(value: Any) -> str:
-    """`value` as YAML that `parse` reads back; lists of scalars stay on one line."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+def dump(value: Any, width: int = 120) -> str:
+    """`value` as YAML that `parse` reads back; lists of scalars stay on one line, unless that is wider than `width`."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width)
 
 
 def _single_node(loader: _Loader) -> yaml.Node | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from growkit.errors import DataError
 
-__all__ = ["Listing", "left_out", "list_images", "list_parts"]
+__all__ = ["EXTENSIONS", "PARTS", "Listing", "left_out", "list_images", "list_parts"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of torchvision
 MOST_LEFT_OUT = 5  # that are named

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from growkit.config.data import ImageFolderSettings
 from growkit.errors import DataError
+from growkit.folders import cache_folder
 
 __all__ = ["Packed", "cache_file", "read_packed", "write_packed"]
 
@@ -54,12 +55,8 @@ def cache_file(settings: ImageFolderSettings, parts: Sequence[tuple[str, Path, S
         for name in files:
             state = os.stat(root / name)
             digest.update(f"\0{name}\0{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}".encode())
-    folder = Path(settings.cache) if isinstance(settings.cache, str) else _default_folder()
+    folder = Path(settings.cache) if isinstance(settings.cache, str) else cache_folder() / "imagefolder"
     return folder / f"{digest.hexdigest()}.safetensors"
-
-
-def _default_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "growkit" / "imagefolder"
 
 
 def read_packed(path: Path | None) -> tuple[dict[str, Packed] | None, str | None]:

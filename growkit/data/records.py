@@ -60,6 +60,7 @@ class Source:
         scaled: which features [F] are numbers to put to mean 0 and deviation 1; None for none.
         reading: whether images are streamed, and why; empty where there is no choice.
         moments_from: how many training images the mean and deviation are of, at most; None for all.
+        scales_targets: whether the targets of regression are put to mean 0 and deviation 1, too.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Source:
     scaled: Tensor | None = None
     reading: str = ""
     moments_from: int | None = None
+    scales_targets: bool = False
 
     @property
     def task(self) -> str:
@@ -102,6 +104,8 @@ class Data:
         moments_from: how many training samples mean and std are of: the first ones.
         transforms: of each training image by itself, before `augment`.
         workers: processes that read and transform single images.
+        target_mean: of the targets as they were before they were scaled, [K]; 0 [1] where they were not.
+        target_std: likewise; 1 [1].
     """
 
     name: str
@@ -119,6 +123,8 @@ class Data:
     moments_from: int = 0
     transforms: PerSample | None = None
     workers: int = 0
+    target_mean: Tensor = torch.zeros(1)
+    target_std: Tensor = torch.ones(1)
 
     @property
     def train(self) -> Split:
@@ -162,6 +168,8 @@ class Data:
             splits={name: split.to(device) for name, split in self.splits.items()},
             mean=self.mean.to(device),
             std=self.std.to(device),
+            target_mean=self.target_mean.to(device),
+            target_std=self.target_std.to(device),
         )
 
     def example(self, n: int = 2) -> Tensor:

@@ -37,10 +37,9 @@ from growkit.data.tabular import read_tabular
 from growkit.data.text import read_pairs, read_text
 from growkit.data.transforms import with_transforms
 from growkit.errors import DataError
+from growkit.folders import DATA_VARIABLE
 
 __all__ = ["load_data", "read_source"]
-
-ROOT_VARIABLE = "GROWKIT_DATA"
 
 
 def load_data(settings: DataSettings) -> Data:
@@ -103,10 +102,10 @@ def _digits() -> Source:
 
 
 def _cifar(settings: Cifar10Settings | Cifar100Settings) -> Source:
-    root = settings.root or os.environ.get(ROOT_VARIABLE)
+    root = settings.root or os.environ.get(DATA_VARIABLE)
     if not root:
         raise DataError(
-            f"data {settings.name!r} needs a folder: set data.root, or run `export {ROOT_VARIABLE}=FOLDER`; "
+            f"data {settings.name!r} needs a folder: set data.root, or run `export {DATA_VARIABLE}=FOLDER`; "
             "with data.download=true the files are fetched into it"
         )
     try:
@@ -117,7 +116,7 @@ def _cifar(settings: Cifar10Settings | Cifar100Settings) -> Source:
         # torchvision compares every file's MD5 with the published one before it unpickles anything
         raise DataError(
             f"data {settings.name!r}: files are missing or corrupt under {root!r} ({error}); point data.root or "
-            f"{ROOT_VARIABLE} at the folder that holds them, or remove them and set data.download=true"
+            f"{DATA_VARIABLE} at the folder that holds them, or remove them and set data.download=true"
         ) from error
     return Source(settings.name, train, {"test": test})
 

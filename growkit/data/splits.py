@@ -136,6 +136,11 @@ def assemble(
         splits = noisy_splits(source, truth, indices, label_noise)
     moments_from = min(source.moments_from or len(splits["train"]), len(splits["train"]))
     mean, std = _moments(splits["train"].inputs, source.scaled, moments_from)
+    target_mean, target_std = torch.zeros(1), torch.ones(1)
+    if source.scales_targets:
+        known = splits["train"].targets
+        target_mean, target_std = _moments(known, torch.ones(known.shape[1], dtype=torch.bool), len(known))
+        splits = {name: Split(one.inputs, (one.targets - target_mean) / target_std) for name, one in splits.items()}
     return Data(
         name=source.name,
         task=source.task,
@@ -150,6 +155,8 @@ def assemble(
         wrong_labels=None if label_noise is None else wrong_labels(truth, splits),
         reading=source.reading,
         moments_from=moments_from,
+        target_mean=target_mean,
+        target_std=target_std,
     )
 
 

@@ -57,6 +57,19 @@ class Table:
         """File and line of a row."""
         return f"{self.path}:{self.lines[row]}"
 
+    def check_filled(self, names: Sequence[str]) -> None:
+        """Refuse empty cells in columns that are read.
+
+        Raises:
+            DataError: naming the first one.
+        """
+        for name in names:
+            if "" in self.columns[name]:
+                raise DataError(
+                    f"{self.where(self.columns[name].index(''))}: column {name!r} must have a value in every row, got "
+                    "an empty cell; fill it, drop the row, or leave the column out with data.ignore"
+                )
+
     def is_numeric(self, name: str) -> bool:
         """Whether all values of a column are numbers."""
         return all(_is_number(text) for text in self.columns[name])
@@ -88,21 +101,15 @@ def read_table(path: Path, delimiter: str = ",") -> Table:
         raise DataError(f"{path}: a table must be a CSV, got: {error}") from error
     twice = sorted({name for name in header if header.count(name) > 1 or not name})
     if twice or not header:
-        raise DataError(f"{path}:1: the first line must name every column once, got {twice or 'nothing'}")
+        hint = "; pandas writes a column without a name, unless to_csv gets index=False" if header[:1] == [""] else ""
+        raise DataError(f"{path}:1: the first line must name every column once, got {twice or 'nothing'}{hint}")
     if not rows:
         raise DataError(f"{path}: a table must have rows below its header, got none")
     for line, row in rows:
         if len(row) != len(header):
             raise DataError(f"{path}:{line}: a row must have {len(header)} cells as the header has, got {len(row)}")
     columns = {name: [row[place].strip() for _, row in rows] for place, name in enumerate(header)}
-    table = Table(path, columns, [line for line, _ in rows])
-    for name, values in columns.items():
-        if "" in values:
-            raise DataError(
-                f"{table.where(values.index(''))}: column {name!r} must have a value in every row, got an empty cell; "
-                "fill it, drop the row, or leave the column out with data.ignore"
-            )
-    return table
+    return Table(path, columns, [line for line, _ in rows])
 
 
 def read_tabular(settings: TabularSettings) -> Source:
@@ -111,7 +118,8 @@ def read_tabular(settings: TabularSettings) -> Source:
     Numbers stay numbers, other columns become one 0/1 column for each of their values.
 
     Raises:
-        DataError: as `read_table`; or a column is unknown, or a category or class stands in the test table alone.
+        DataError: as `read_table`; or a column is unknown, a cell that is read is empty, or a category or class stands
+            in the test table alone.
     """
     table = read_table(Path(settings.path), settings.delimiter)
     features = _features(table, settings)
@@ -126,13 +134,17 @@ def read_tabular(settings: TabularSettings) -> Source:
         tables["test"] = read_table(Path(settings.test_path), settings.delimiter)
         if list(tables["test"].columns) != list(table.columns):
             raise DataError(f"{settings.test_path}:1: the columns must be those of {table.path}")
+    for one in tables.values():
+        one.check_filled([*features, settings.target])
     splits = {
         part: Split(_inputs(one, features, categories), _targets(one, settings.target, classes))
         for part, one in tables.items()
     }
     wide = [len(categories[name]) if name in categories else 1 for name in features]
     scaled = torch.tensor([name not in categories for name in features]).repeat_interleave(torch.tensor(wide))
-    return Source(table.path.name, splits.pop("train"), splits, notes=_notes(table, settings, classes), scaled=scaled)
+    notes = _notes(table, settings, classes)
+    values = classes is None
+    return Source(table.path.name, splits.pop("train"), splits, notes=notes, scaled=scaled, scales_targets=values)
 
 
 def _features(table: Table, settings: TabularSettings) -> list[str]:

@@ -2,7 +2,7 @@
 
 from growkit.report.console import ConsoleReport, summary_lines
 from growkit.report.events import JsonLines
-from growkit.report.folder import MetricsTable, RunFolder, check_writable, write_atomically
+from growkit.report.folder import MetricsTable, RunFolder, write_atomically
 from growkit.report.observer import Observer, Reporter, RunFacts
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "Reporter",
     "RunFacts",
     "RunFolder",
-    "check_writable",
     "summary_lines",
     "write_atomically",
 ]

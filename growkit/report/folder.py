@@ -12,13 +12,14 @@ from typing import Any
 
 from growkit.config import dump_config
 from growkit.errors import UserInputError
+from growkit.folders import check_writable
 from growkit.growth.base import EpochRecord
 from growkit.losses import is_cross_entropy
 from growkit.metrics import metric_names
 from growkit.report.observer import Observer, RunFacts
 from growkit.report.strict_json import to_json
 
-__all__ = ["MetricsTable", "RunFolder", "check_writable", "write_atomically"]
+__all__ = ["MetricsTable", "RunFolder", "write_atomically"]
 
 
 class RunFolder(Observer):
@@ -89,25 +90,6 @@ def _metric_columns(facts: RunFacts) -> list[str]:
         for part in METRICS.values()
         for name in metric_names(task, is_cross_entropy(train.loss, smoothing[part]))
     ]
-
-
-def check_writable(root: str | Path) -> None:
-    """Refuse a root in which no run folder could be made, before any work is done.
-
-    Raises:
-        UserInputError: `root` or its nearest existing parent is not a folder that can be written.
-    """
-    try:
-        existing = Path(root).absolute()
-        os.path.realpath(existing, strict=False)  # raises where exists() would only say no
-        while not existing.exists() and not existing.is_symlink():
-            existing = existing.parent
-    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
-        raise UserInputError(f"run.root must be a folder that can be made, got {str(root)!r:.120}: {error}") from error
-    if not existing.is_dir():
-        raise UserInputError(f"run.root must be a folder, got {root}: {existing} is a file; choose another run.root")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserInputError(f"run.root must be writable, got {root}: {existing} is not; choose another run.root")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

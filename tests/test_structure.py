@@ -41,6 +41,7 @@ FLOORS = [
     ["api"],
     ["bench"],
     ["cli", "testing"],
+    ["__main__"],
 ]
 
 

@@ -41,7 +41,7 @@ from growkit.models.weights import load_weights
 from growkit.models.wrn import WideResNet
 from growkit.rng import isolated
 
-__all__ = ["build_model", "check_output"]
+__all__ = ["build_model", "check_output", "named_object"]
 
 
 def build_model(settings: ModelSettings, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
@@ -105,7 +105,15 @@ def _called(settings: CallableModelSettings, num_outputs: int) -> nn.Module:
 
 
 def _call(settings: CallableModelSettings) -> nn.Module:
-    make = _find(settings.name)
+    make = named_object(settings.name)
+    if isinstance(make, nn.Module):
+        raise ModelError(
+            f"model {settings.name!r} must be a callable that builds a model, got an instance of "
+            f"{type(make).__name__}: every run builds its own seed, with initial weights that follow from its seed; "
+            "write a function that returns the model and name that"
+        )
+    if not callable(make):
+        raise ModelError(f"model {settings.name!r} must be callable, got {type(make).__name__}")
     try:
         model = make(**settings.args)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
@@ -115,14 +123,20 @@ def _call(settings: CallableModelSettings) -> nn.Module:
     return model
 
 
-def _find(name: str) -> Any:
+def named_object(name: str) -> Any:
+    """What `package.module:object` names.
+
+    Raises:
+        ModelError: it cannot be imported, or there is nothing of that name.
+    """
     module_name, _, path = name.partition(":")
     try:
         found = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
+        file = module_name.endswith(".py") and isinstance(error, ModuleNotFoundError)
+        hint = f"did you mean {module_name[:-3]}:{path}?" if file else "is its folder on PYTHONPATH?"
         raise ModelError(
-            f"model {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}; is its folder on "
-            "PYTHONPATH?"
+            f"model {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}; {hint}"
         ) from error
     for attribute in path.split("."):
         if not hasattr(found, attribute):
@@ -130,8 +144,6 @@ def _find(name: str) -> Any:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ModelError(f"model {name!r}: {module_name!r} has no {attribute!r}{hint}")
         found = getattr(found, attribute)
-    if not callable(found):
-        raise ModelError(f"model {name!r} must be callable, got {type(found).__name__}")
     return found
 
 

@@ -271,6 +271,9 @@ def _check_sites(model: Any, sites: Sequence[Any]) -> None:
     check_model(model)
     check_values(model)
     for site in sites:
+        if isinstance(site, Verdict | Sites):
+            those = "its .sites" if isinstance(site, Verdict) else "sites, such as sites[0]"
+            raise UserInputError(f"a site must be a GrowthSite, got a {type(site).__name__}; pass {those}")
         if not isinstance(site, GrowthSite):
             item = f"[{site!r}]" if isinstance(site, str | int) else ""
             raise UserInputError(
@@ -323,8 +326,8 @@ def _watched(copies: Sequence[nn.Module], site: GrowthSite, example: Tensor | tu
         inside = inside_of(copy)
         refuse_wrappers(inside)
         check_values(inside)
-        refuse_stale(inside, [site])
-        yield watch(inside, example_for(inside, site.graph.inputs, example), f"copies[{number}]")
+        refuse_stale(inside, [site], name := f"copies[{number}]")
+        yield watch(inside, example_for(inside, site.graph.inputs, example), name)
 
 
 def _no_loss(outputs: Any, targets: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from growkit.errors import UserInputError
 
-__all__ = ["call"]
+__all__ = ["call", "named"]
 
 
 def call(kind: str, name: str, arguments: Mapping[str, Any], error: type[UserInputError]) -> Any:
@@ -22,28 +22,31 @@ def call(kind: str, name: str, arguments: Mapping[str, Any], error: type[UserInp
         arguments: by keyword.
         error: raised where it cannot be imported or called.
     """
-    make = _find(kind, name, error)
+    make = named(kind, name, error)
+    if not callable(make):
+        raise error(f"{kind} {name!r} must be callable, got {type(make).__name__}")
     try:
         return make(**arguments)
     except (Exception, SystemExit) as raised:  # the user's code may raise anything
         raise error(f"{kind} {name!r} failed: {type(raised).__name__}: {raised}") from raised
 
 
-def _find(kind: str, name: str, error: type[UserInputError]) -> Any:
+def named(kind: str, name: str, error: type[UserInputError]) -> Any:
+    """What `package.module:object` names; arguments as for `call`."""
     module_name, _, path = name.partition(":")
     try:
         found = importlib.import_module(module_name)
     except (Exception, SystemExit) as raised:  # importing runs the user's code, which may raise anything
+        file = module_name.endswith(".py") and isinstance(raised, ModuleNotFoundError)
+        asked = f"is its folder on PYTHONPATH?{_nearest_module(module_name, raised)}"
+        hint = f"did you mean {module_name[:-3]}:{path}?" if file else asked
         raise error(
-            f"{kind} {name!r}: importing {module_name!r} failed: {type(raised).__name__}: {raised}; is its folder on "
-            f"PYTHONPATH?{_nearest_module(module_name, raised)}"
+            f"{kind} {name!r}: importing {module_name!r} failed: {type(raised).__name__}: {raised}; {hint}"
         ) from raised
     for attribute in path.split("."):
         if not hasattr(found, attribute):
             raise error(f"{kind} {name!r}: {module_name!r} has no {attribute!r}{_nearest(attribute, dir(found), '; ')}")
         found = getattr(found, attribute)
-    if not callable(found):
-        raise error(f"{kind} {name!r} must be callable, got {type(found).__name__}")
     return found
 
 

@@ -111,7 +111,8 @@ def inspect(
     target: Annotated[
         str,
         typer.Argument(
-            help="A YAML file, a model such as wrn, package.module:callable, torchvision:NAME or timm:NAME."
+            help="A YAML file, a model such as wrn, package.module:callable (or an instance), torchvision:NAME or "
+            "timm:NAME."
         ),
     ],
     overrides: Annotated[

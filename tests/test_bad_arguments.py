@@ -91,7 +91,7 @@ WRONG_CALLS: dict[str, tuple[Callable[[nn.Module, Any], Any], str]] = {
     ),
     "an optimizer's class": (
         lambda model, x: growkit.widen(model, site_of(model, x), 2, optimizer=torch.optim.Adam),
-        "must be a torch.optim.Optimizer that trains the model, got Adam",
+        r"got the class Adam; pass an instance, Adam\(model.parameters\(\)\)",
     ),
     "another model's optimizer": (
         lambda model, x: growkit.widen(model, site_of(model, x), 2, optimizer=torch.optim.Adam(Net().parameters())),
@@ -113,6 +113,31 @@ WRONG_CALLS: dict[str, tuple[Callable[[nn.Module, Any], Any], str]] = {
     "None for copies": (
         lambda model, x: growkit.widen(model, site_of(model, x), 2, copies=None),
         "copies must be a list of modules, got NoneType",
+    ),
+    "a copy of other sizes": (
+        lambda model, x: growkit.widen(model, site_of(model, x), 2, copies=[Narrow()]),
+        r"copies\[0\] must be a copy of the model.*\(8, 6\), got \(7, 6\); copy the model anew",
+    ),
+    "a copy of other modules": (
+        lambda model, x: growkit.widen(model, site_of(model, x), 2, copies=[nn.Linear(6, 3)]),
+        r"copies\[0\] must be a copy of the model",
+    ),
+    "a verdict for a site": (
+        lambda model, x: growkit.widen(model, growkit.verify_sites(model, growkit.find_sites(model, x)), 2),
+        "got a Verdict; pass its .sites$",
+    ),
+    "a verdict for sites": (
+        lambda model, x: growkit.verify_sites(model, growkit.verify_sites(model, growkit.find_sites(model, x))),
+        "got a Verdict; pass its .sites$",
+    ),
+    "sites for a site": (lambda model, x: growkit.widen(model, growkit.find_sites(model, x), 2), r"such as sites\[0\]"),
+    "a shape for an example": (
+        lambda model, x: growkit.find_sites(model, (5, 6)),
+        r"must hold tensors, got \(5, 6\); a shape is none: pass torch.zeros\(5, 6\)",
+    ),
+    "an unknown name in an example": (
+        lambda model, x: growkit.find_sites(model, {"inputs": x}),
+        r"must fit forward\(x\) of Net, got the keyword arguments 'inputs' \(missing a required argument: 'x'\)",
     ),
     "an empty example": (
         lambda model, x: growkit.widen(model, site_of(model, x), 2, example=x[:0]),

@@ -41,6 +41,11 @@ def test_version():
     assert growkit("--version").output.startswith("growkit 0.")
 
 
+def test_the_package_runs_as_the_command_does():
+    printed = subprocess.run([sys.executable, "-m", "growkit", "--version"], capture_output=True, text=True, check=True)
+    assert printed.stdout == growkit("--version").output
+
+
 def test_schema_is_json():
     assert json.loads(growkit("schema").output)["title"]
 

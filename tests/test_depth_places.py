@@ -145,3 +145,17 @@ def test_layers_that_have_no_identity_are_refused() -> None:
         places["2"]
     with pytest.raises(ModelError, match="no place after a module '00'; did you mean '0'"):
         places["00"]
+
+
+def test_a_model_without_a_row_of_children_is_told_what_would_be_one() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x).relu())
+
+    places = find_places(Plain(), torch.zeros(2, 4))
+    assert not len(places)
+    assert [(one.name, "nn.ModuleList" in one.reason) for one in places.refusals] == [("", True)]

@@ -84,6 +84,20 @@ class TwoInputs(nn.Module):
         return self.head(torch.relu(self.left(x) + self.right(y)))
 
 
+class Frozen(nn.Module):
+    """New units would stay silent, for their reader cannot learn."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+instance = Residual()
+
+
 def lazy() -> nn.Module:
     return nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 2))
 
@@ -175,7 +189,32 @@ def test_verify_says_which_sites_keep_the_function():
     facts = json.loads(output(f"{ME}:Residual", "--example", "4", "--verify", "--json"))
     assert [site["verified"] for site in facts["sites"]] == [True] * len(facts["sites"])
     assert 0.0 <= facts["worst_change"] < 1e-5
-    assert output(f"{ME}:TwoInputs", "--example", "3", "--example", "4", "--verify").count("  yes") == 1
+    assert "verified  1 of 1, " in output(f"{ME}:TwoInputs", "--example", "3", "--example", "4", "--verify")
+
+
+def test_what_fails_when_tried_is_not_said_to_grow():
+    table = output(f"{ME}:Frozen", "--example", "4", "--verify")
+    assert "0 may grow and reach 0.0% of the parameters\nverified  none of 1: " in table
+    assert "params/unit" not in table and "changed by" not in table
+    assert "failed    1 when tried\n     1 × no gradient reaches its new units, for 'second.weight' is frozen" in table
+    facts = json.loads(output(f"{ME}:Frozen", "--example", "4", "--verify", "--json"))
+    assert facts["worst_change"] is None and [one["verified"] for one in facts["sites"]] == [False]
+    assert [one["tried"] for one in facts["refusals"]] == [True, False, False]
+
+
+def test_a_module_instance_is_inspected_as_it_is():
+    assert f"{ME}:instance: Residual on 2x4" in output(f"{ME}:instance", "--example", "4")
+    assert "leave them out" in refused(f"{ME}:instance", "model.args.width=3", "--example", "4")
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"), [("nets.py:make", ": nets:make"), ("./nets.py", ": nets:NAME, NAME being")]
+)
+def test_a_python_file_is_named_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, hint: str):
+    (tmp_path / "nets.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert f"{target!r} is a Python file, and a model in one is named by its module{hint}" in refused(target)
+    assert "did you mean other:make?" in refused("other.py:make")
 
 
 def test_without_verify_nothing_is_claimed():

@@ -234,6 +234,7 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         def no_model():
             return 7
         number = 3
+        instance = nn.Linear(3, 2)
         """)
     )
     (tmp_path / "broken_models_for_test.py").write_text("1 / 0")
@@ -255,6 +256,7 @@ def test_a_callable_is_called_with_its_args(user_module: str):
         ("user_models_for_test:build_smal", {}, "has no 'build_smal'; did you mean 'build_small'"),
         ("user_models_for_test:Zoo.smal", {}, "did you mean 'small'"),
         ("user_models_for_test:number", {}, "must be callable, got int"),
+        ("user_models_for_test:instance", {}, "got an instance of Linear: every run builds its own seed"),
         ("user_models_for_test:no_model", {}, "must return a torch.nn.Module, got int"),
         ("user_models_for_test:build_small", {"wide": 3}, "failed: TypeError: .*'wide'"),
         ("no_such_module_for_test:build", {}, "importing 'no_such_module_for_test' failed.*PYTHONPATH"),

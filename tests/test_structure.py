@@ -41,6 +41,7 @@ FLOORS = [
     ["api", "doctor", "starting"],
     ["bench"],
     ["cli", "testing"],
+    ["__main__"],
 ]
 
 

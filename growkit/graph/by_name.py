@@ -54,5 +54,7 @@ def pick(
             raise GrowthRefused(f"{refusal(other)}: it {other.reason}{place}")
     names = [one.name for one in found]
     near = difflib.get_close_matches(key, names, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"they are {names}"
+    hint = (
+        f"did you mean {' or '.join(map(repr, near))}?" if near else f"they are {names}" if names else "there are none"
+    )
     raise ModelError(f"{missing} {key!r}; {hint}")

@@ -176,8 +176,16 @@ class GrowthSite:
         held: dict[object, int] = {}  # by the object that holds the number: modules may share one
         for one in self.attributes:
             value = one.value(sizes)
-            if value is None or held.setdefault(one.holder, value) != value:
-                raise GrowthRefused(f"{one.module or 'the model'}.{one.path} cannot follow the width of {self.name!r}.")
+            if value is None:
+                raise GrowthRefused(
+                    f"{one.place} holds {one.ratio} of the width of {self.name!r} and would be no whole number at "
+                    f"{size(one.dim, sizes)}; keep the width itself in an attribute that the forward reads"
+                )
+            if (other := held.setdefault(one.holder, value)) != value:
+                raise GrowthRefused(
+                    f"{one.place} would have to be both {other} and {value} when {self.name!r} grows; give each of the "
+                    "two sizes an attribute of its own"
+                )
             edits[one.module, one.path] = AttributeEdit(one.module, one.path, value)
         return (*edits.values(), *(edit for remedy in self.remedies for edit in remedy.attribute_edits(sizes)))
 

@@ -126,9 +126,14 @@ class ModelGraph:
         return tuple(found.values())
 
     def written_in_code(self, atoms: Collection[Atom]) -> list[Literal]:
-        """The numbers in the forward that would have to change with the atoms, and that no attribute holds."""
-        pairs = zip(self.literals, self._carriers, strict=True)
-        return [one for one, carriers in pairs if not carriers and any(atom in atoms for atom in leaves(one.dim))]
+        """The numbers in the user's forward that would have to change with the atoms, and that no attribute holds."""
+        return [
+            one
+            for one, carriers in zip(self.literals, self._carriers, strict=True)
+            if not carriers
+            and any(atom in atoms for atom in leaves(one.dim))
+            and not (one.owners and self._owner_types.get(one.owners[0], "").startswith("torch.nn."))
+        ]
 
     def owners_of(self, atom: Atom) -> set[str]:
         """The modules that see the atom: the two innermost owners of the operations on values that carry it."""

@@ -20,6 +20,10 @@ from growkit.graph.tracing import Example, Trace, arguments_of, location_of, tra
 __all__ = ["find_places"]
 
 DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NO_CHILDREN = (
+    "holds no layer and no residual block in a row of children, as nn.Sequential and nn.ModuleList keep them; put what "
+    "another one may follow into such a row"
+)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -39,7 +43,8 @@ def find_places(model: nn.Module, example: Example) -> Places:
         example: one batch of inputs with at least two samples, as for `growkit.find_sites`.
 
     Returns:
-        The places in the order of the modules, with what may not be followed in `.refusals`.
+        The places in the order of the modules, with what may not be followed in `.refusals`; where there are neither,
+        the model itself is refused, under the name "".
 
     Raises:
         ModelError: if the module cannot be traced.
@@ -60,6 +65,8 @@ def find_places(model: nn.Module, example: Example) -> Places:
             refusals.append(PlaceRefusal(child, error.reason, error.location))
         else:
             places += [place] if place is not None else []
+    if not places and not refusals:
+        refusals = [PlaceRefusal("", NO_CHILDREN, None)]
     return Places(tuple(places), tuple(refusals))
 
 

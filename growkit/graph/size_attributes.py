@@ -63,6 +63,11 @@ class SizeAttribute:
     certain: bool = False
     likely: bool = True
 
+    @property
+    def place(self) -> str:
+        """Where it is kept, in words."""
+        return f"{self.path!r} of {repr(self.module) if self.module else 'the model'}"
+
     def value(self, sizes: Mapping[Atom, int]) -> int | None:
         """The number under hypothetical sizes; None where it is not whole."""
         number = self.ratio * size(self.dim, sizes)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from growkit.errors import ModelError
 from growkit.graph.acceptance import check_model
 from growkit.graph.module_state import attributes_kept, outside_inference_mode, same_memory, unwatched
 from growkit.graph.outputs import plain_outputs
+from growkit.graph.untraceable import inside_torch, why_untraceable
 from growkit.rng import isolated
 
 __all__ = ["Example", "Source", "Trace", "arguments_of", "location_of", "owners_of", "trace_both_modes"]
@@ -95,7 +95,7 @@ def location_of(node: Node) -> str | None:
     frames = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
     for frame in reversed(frames):
         path, line = frame.split('"')[1], frame.split("line ")[1].split(",")[0]
-        if not _inside_torch(path):
+        if not inside_torch(path):
             return f"{path}:{line}"
     return None
 
@@ -104,13 +104,6 @@ def owners_of(node: Node) -> tuple[str, ...]:
     """The names of the modules whose forward runs the node, innermost first; the root module is ""."""
     stack = node.meta.get("nn_module_stack") or {}
     return tuple(dict.fromkeys(name for name, _ in reversed(list(stack.values()))))
-
-
-def _inside_torch(path: str) -> bool:
-    return path.startswith(_TORCH_FOLDER) or path.startswith("<")
-
-
-_TORCH_FOLDER = torch.__path__[0] + "/"
 
 
 def arguments_of(example: Example) -> tuple[tuple, dict[str, Any]]:
@@ -156,10 +149,7 @@ def _trace(model: nn.Module, args: tuple, kwargs: dict[str, Any], *, training: b
         except Exception as second:
             mode = "train" if training else "eval"
             few = " It holds one sample; pass two or more." if _samples(args, kwargs) == 1 else ""
-            raise ModelError(
-                f"{type(model).__name__} cannot be traced in {mode} mode: {_summary(second)}{_user_frame(second)} "
-                f"(torch.export: {_summary(first)}). {_advice(first)}{few}"
-            ) from second
+            raise ModelError(why_untraceable(model, args, kwargs, mode, (first, second)) + few) from second
     return Trace(program.graph, _sources(program), training, specialised)
 
 
@@ -179,25 +169,6 @@ def _sources(program: ExportedProgram) -> dict[str, Source]:
     known = {node: Source(kind, name) for kind, table in tables.items() for node, name in table.items()}
     placeholders = [node.name for node in program.graph.nodes if node.op == "placeholder"]
     return {node: known.get(node, Source("input", node)) for node in placeholders}
-
-
-def _advice(error: BaseException) -> str:
-    if "constant" in str(error) and "fake tensor" in str(error):
-        return "A forward must not use .data, which leaves the trace; .detach() gives the same."
-    return "Check that the model runs on the example by itself."
-
-
-def _summary(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
-
-
-def _user_frame(error: BaseException) -> str:
-    """Where in the user's code the error arose, as a clause of a sentence."""
-    own = __file__.rsplit("/", 1)[0]
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _inside_torch(frame.filename)]
-    frames = [frame for frame in frames if not frame.filename.startswith(own)]
-    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 @contextlib.contextmanager

@@ -35,8 +35,8 @@ def inspect(
     """Print what growkit finds in a model, and write the files asked for.
 
     Args:
-        target: an experiment's YAML file, a model's name in the settings, `package.module:callable`,
-            `torchvision:NAME` or `timm:NAME`.
+        target: an experiment's YAML file, a model's name in the settings, `package.module:callable` (or that of a
+            module instance), `torchvision:NAME` or `timm:NAME`.
         overrides: `key.path=value`, on top of the file or the defaults.
         shapes: of the inputs of one sample; see `growkit.inspection.targets.example_of`.
         svg: where to draw the model.
@@ -73,6 +73,7 @@ def config_of(target: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the target is unknown, or settings are wrong.
     """
+    _refuse_python_files(target)
     if _is_file(target):
         return load_config(target, overrides)
     if not re.fullmatch(CALLABLE_PATH, target) and target not in _model_names():
@@ -81,7 +82,7 @@ def config_of(target: str, overrides: Sequence[str] = ()) -> Config:
         names = ", ".join(_model_names())
         raise UserInputError(
             f"nothing to inspect is called {target!r}; {hint} must be a YAML file, a model ({names}), "
-            "package.module:callable, torchvision:NAME or timm:NAME"
+            "package.module:callable, package.module:instance, torchvision:NAME or timm:NAME"
         )
     settings: dict[str, Any] = {"model": {"name": target}}
     for text in overrides:
@@ -93,6 +94,21 @@ def config_of(target: str, overrides: Sequence[str] = ()) -> Config:
         except YamlError as error:
             raise ConfigError(f"override {text!r}: {error}") from error
     return config_from_overrides(settings)
+
+
+def _refuse_python_files(target: str) -> None:
+    """Models in Python code are found by import: say what to write in place of a file's path."""
+    path, colon, name = target.partition(":")
+    if not path.endswith(".py") or not ("/" in path or Path(path).is_file()):
+        return
+    file, here = Path(path), Path.cwd()
+    inside = file.resolve().relative_to(here) if file.resolve().is_relative_to(here) else None
+    module = ".".join((inside or Path(file.name)).with_suffix("").parts)
+    search = "" if inside else f", with PYTHONPATH={file.parent}"
+    wanted = (
+        f"{module}:{name}" if colon else f"{module}:NAME, NAME being a callable in it that builds a model, or a model"
+    )
+    raise UserInputError(f"{target!r} is a Python file, and a model in one is named by its module: {wanted}{search}")
 
 
 def _is_file(target: str) -> bool:

@@ -55,11 +55,13 @@ class RefusalGroup:
         reason: completes the sentence "this width ...".
         widths: name and size of each, once.
         locations: the places in the user's code that the reason points at, each once.
+        tried: whether widening a copy showed it; else the trace did.
     """
 
     reason: str
     widths: tuple[tuple[str, int], ...]
     locations: tuple[str, ...]
+    tried: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,12 @@ class Facts:
         input_shapes: of the example, with its batch.
         params: number of parameters.
         flops: of the forward pass of one sample.
-        reach: share of the parameters that are in tensors with a dimension that can grow.
+        reach: share of the parameters that are in tensors with a dimension that can grow, as far as verified if tried.
         path_specialised: True if the forward branches on values and the facts hold for the path of the example.
         unknown_ops: operations without a rule, with how often each occurs.
-        sites: the widths that can grow, in the order of the forward pass.
-        refusals: the other widths, most frequent reason first.
-        worst_change: largest relative change of an output when all verified sites grew; None where nobody tried.
+        sites: the widths that the trace lets grow, in the order of the forward pass; some may have failed when tried.
+        refusals: the other widths, those that failed when tried first, and the most frequent reason first.
+        worst_change: largest relative change of an output when all verified sites grew; None where none did.
         not_checked: what the trial left out because the model does not bear it.
     """
 
@@ -94,6 +96,11 @@ class Facts:
     worst_change: float | None = None
     not_checked: tuple[str, ...] = ()
 
+    @property
+    def standing(self) -> tuple[SiteFacts, ...]:
+        """The sites that did not fail when tried."""
+        return tuple(site for site in self.sites if site.verified is not False)
+
     def to_json(self) -> dict[str, Any]:
         """The facts as JSON can hold them."""
         return asdict(self)
@@ -109,7 +116,8 @@ def facts_of(target: str, model: nn.Module, sites: Sites, *, verify: bool = Fals
         verify: widen a perturbed copy at every site and compare the outputs.
     """
     verdict = _verdict(model, sites) if verify else None  # first: sites that can only grow together become one
-    verified = {site.name for site in verdict.sites} if verdict else set()
+    standing = list(verdict.sites if verdict else sites)
+    verified = {site.name for site in standing}
     graph = sites.graph
     args, kwargs = graph.inputs
     return Facts(
@@ -118,12 +126,12 @@ def facts_of(target: str, model: nn.Module, sites: Sites, *, verify: bool = Fals
         input_shapes=tuple(tuple(x.shape) for x in (*args, *kwargs.values()) if hasattr(x, "shape")),
         params=count_params(model),
         flops=graph.flops(),
-        reach=_reach(model, sites),
+        reach=_reach(model, standing),
         path_specialised=graph.path_specialised,
         unknown_ops=dict(graph.unknown_ops),
         sites=tuple(_site(site, site.name in verified if verdict else None) for site in sites),
-        refusals=_grouped([*sites.refusals, *(verdict.refusals if verdict else ())]),
-        worst_change=verdict.worst if verdict else None,
+        refusals=(*_grouped(verdict.refusals if verdict else (), tried=True), *_grouped(sites.refusals)),
+        worst_change=verdict.worst if verdict and verdict.sites else None,
         not_checked=verdict.not_checked if verdict else (),
     )
 
@@ -154,14 +162,14 @@ def _names(site: GrowthSite, role: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(member.names[0] for member in site.members if member.role == role))
 
 
-def _reach(model: nn.Module, sites: Sites) -> float:
+def _reach(model: nn.Module, sites: Iterable[GrowthSite]) -> float:
     moved = {member.names[0] for site in sites for member in site.members if member.kind == "parameter"}
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters(remove_duplicate=False)}
     total = count_params(model)
     return sum(sizes[name] for name in moved) / total if total else 0.0
 
 
-def _grouped(refusals: Iterable[Refusal]) -> tuple[RefusalGroup, ...]:
+def _grouped(refusals: Iterable[Refusal], *, tried: bool = False) -> tuple[RefusalGroup, ...]:
     groups: dict[str, list[Refusal]] = {}
     for refusal in refusals:
         groups.setdefault(refusal.reason, []).append(refusal)
@@ -170,6 +178,7 @@ def _grouped(refusals: Iterable[Refusal]) -> tuple[RefusalGroup, ...]:
             reason,
             tuple(dict.fromkeys((one.name, one.width) for one in group)),
             tuple(dict.fromkeys(one.location for one in group if one.location)),
+            tried,
         )
         for reason, group in groups.items()
     ]

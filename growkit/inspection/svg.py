@@ -73,7 +73,7 @@ def _colours(drawing: Drawing) -> dict[str, str]:
 
 def _heading(facts: Facts, room: float) -> Iterator[str]:
     yield ink.text(24, 38, "", bold=ink.fit(facts.target, room, 18), size=18, tooltip=facts.target)
-    sites = f"{len(facts.sites)} growth site" + "s" * (len(facts.sites) != 1)
+    sites = f"{len(facts.standing)} growth site" + "s" * (len(facts.standing) != 1)
     size = f"{facts.model}, {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample"
     note = "; only the path of the example" if facts.path_specialised else ""
     yield ink.text(24, 60, f"{size}; {sites} reach {facts.reach:.0%} of the parameters{note}", fill=MUTED)

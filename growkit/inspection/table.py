@@ -23,14 +23,14 @@ MOST = 3  # names or places that are listed before the rest is counted
 
 def print_facts(facts: Facts, console: Console) -> None:
     """Print the header, the sites and the refusals."""
-    rows = [_row(site, inside=console.is_terminal) for site in facts.sites]
-    columns = COLUMNS if not any(site.verified is not None for site in facts.sites) else (*COLUMNS, "verified")
+    rows = [_row(site, inside=console.is_terminal) for site in facts.standing]
+    header = [*_header(facts), *([""] if rows else [])]
     if not console.is_terminal:
-        print("\n".join([*_header(facts), *(_aligned([columns, *rows]) if rows else ()), *_refusals(facts.refusals)]))
+        print("\n".join([*header, *(_aligned([COLUMNS, *rows]) if rows else ()), *_refusals(facts.refusals)]))
         return
-    console.print(Text("\n".join(_header(facts))))
+    console.print(Text("\n".join(header)))
     if rows:
-        console.print(_table(columns, rows))
+        console.print(_table(COLUMNS, rows))
     console.print(Text("\n".join(_refusals(facts.refusals))))
 
 
@@ -48,26 +48,26 @@ def _header(facts: Facts) -> Iterator[str]:
     shapes = ", ".join("x".join(map(str, shape)) for shape in facts.input_shapes)
     yield f"model     {facts.target}: {facts.model} on {shapes}"
     yield f"size      {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample"
-    yield f"sites     {len(facts.sites)} may grow and reach {facts.reach:.1%} of the parameters"
+    yield f"sites     {len(facts.standing)} may grow and reach {facts.reach:.1%} of the parameters"
+    tried = [site for site in facts.sites if site.verified is not None]
     if facts.worst_change is not None:
-        verified = sum(bool(site.verified) for site in facts.sites)
         yield (
-            f"verified  {verified} of {len(facts.sites)}, grown together on a perturbed copy; the outputs changed by "
-            f"{facts.worst_change:.1e} of their size"
+            f"verified  {len(facts.standing)} of {len(tried)}, grown together on a perturbed copy; the outputs changed "
+            f"by {facts.worst_change:.1e} of their size"
         )
+    elif tried:
+        yield f"verified  none of {len(tried)}: each failed on a perturbed copy, for the reason given below"
     if facts.not_checked:
         yield f"unchecked {', '.join(facts.not_checked)}: the model does not bear it"
     if facts.path_specialised:
         yield "path      the forward branches on values: all this holds for the path of the example only"
     if facts.unknown_ops:
         yield "unknown   " + ", ".join(f"{op} ({count})" for op, count in facts.unknown_ops.items())
-    yield ""
 
 
 def _row(site: SiteFacts, *, inside: bool) -> tuple[str, ...]:
     """The cells of a site; `inside` writes modules beside the site's own as ".name", for lack of room."""
     beside = site.name.rpartition(".")[0] if inside else ""
-    verified = () if site.verified is None else ("yes" if site.verified else "no",)
     return (
         site.name,
         _width(site),
@@ -77,7 +77,6 @@ def _row(site: SiteFacts, *, inside: bool) -> tuple[str, ...]:
         f"{site.params_per_unit:,}",
         human(site.flops_per_unit),
         short_location(site.location),
-        *verified,
     )
 
 
@@ -122,9 +121,15 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _refusals(groups: Sequence[RefusalGroup]) -> Iterator[str]:
-    if groups:
-        yield ""
-        yield f"refused   {sum(len(group.widths) for group in groups)} may not grow"
+    for tried, heading in ((True, "failed    {} when tried"), (False, "refused   {} may not grow")):
+        some = [group for group in groups if group.tried is tried]
+        if some:
+            yield ""
+            yield heading.format(sum(len(group.widths) for group in some))
+            yield from _reasons(some)
+
+
+def _reasons(groups: Sequence[RefusalGroup]) -> Iterator[str]:
     for group in groups:
         yield f"  {len(group.widths):>4} × {group.reason}"
         yield "         " + _some([f"{name} ({width})" for name, width in group.widths])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from growkit.callables import named
 from growkit.config import Config
 from growkit.config.models import CallableModelSettings, LiveModelSettings
 from growkit.data import load_data
@@ -31,7 +32,7 @@ class Target:
 
     Attributes:
         name: what the user called it.
-        model: on the CPU, with initial weights.
+        model: on the CPU, with initial weights; where the name is that of a module instance, that very one.
         example: the positional arguments it is called with, batches of 2.
     """
 
@@ -58,7 +59,7 @@ def target_of(name: str, config: Config, shapes: Sequence[str] = (), *, data_giv
         if isinstance(settings, CallableModelSettings):
             library, _, member = settings.name.partition(":")
             known = library in LIBRARIES
-            model = build_model(settings, (), 0)
+            model = build_model(settings, (), 0) if known else _named(settings)
             if not example and known:
                 example = (_batch(_image_size(library, member, model), torch.float32),)
             elif not example and data_given:
@@ -76,6 +77,19 @@ def target_of(name: str, config: Config, shapes: Sequence[str] = (), *, data_giv
         )
     _check(name, model, example)
     return Target(name, model, example)
+
+
+def _named(settings: CallableModelSettings) -> nn.Module:
+    """The model that a callable builds, or the module instance that stands under the name itself."""
+    found = named("model", settings.name, ModelError)
+    if not isinstance(found, nn.Module):
+        return build_model(settings, (), 0)
+    if settings.args or settings.weights:
+        raise ModelError(
+            f"model.args and model.weights must be for a callable, but {settings.name!r} is an instance of "
+            f"{type(found).__name__} as it is; leave them out"
+        )
+    return found
 
 
 def example_of(shape: str) -> Tensor:

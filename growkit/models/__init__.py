@@ -9,4 +9,13 @@ from growkit.models.mlp import MLP
 from growkit.models.vgg import VGG
 from growkit.models.wrn import WideResNet
 
-__all__ = ["LIBRARIES", "MLP", "VGG", "ReLU", "WideResNet", "build_model", "check_output", "make_activation"]
+__all__ = [
+    "LIBRARIES",
+    "MLP",
+    "VGG",
+    "ReLU",
+    "WideResNet",
+    "build_model",
+    "check_output",
+    "make_activation",
+]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from growkit.callables import call
+from growkit.callables import call, named
 from growkit.config.models import (
     CallableModelSettings,
     DensenetSettings,
@@ -104,6 +104,13 @@ def _called(settings: CallableModelSettings, num_outputs: int) -> nn.Module:
 
 
 def _call(settings: CallableModelSettings) -> nn.Module:
+    make = named("model", settings.name, ModelError)
+    if isinstance(make, nn.Module):
+        raise ModelError(
+            f"model {settings.name!r} must be a callable that builds a model, got an instance of "
+            f"{type(make).__name__}: every run builds its own seed, with initial weights that follow from its seed; "
+            "write a function that returns the model and name that"
+        )
     model = call("model", settings.name, settings.args, ModelError)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {settings.name!r} must return a torch.nn.Module, got {type(model).__name__}")

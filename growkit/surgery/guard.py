@@ -51,7 +51,9 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
     if optimizer is None:
         return
     if not isinstance(optimizer, torch.optim.Optimizer):
-        what = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+        what = type(optimizer).__name__
+        if isinstance(optimizer, type):
+            what = f"the class {optimizer.__name__}; pass an instance, {optimizer.__name__}(model.parameters())"
         raise UserInputError(f"optimizer must be a torch.optim.Optimizer that trains the model, got {what}")
     own = set(model.parameters())
     if own and not any(parameter in own for group in optimizer.param_groups for parameter in group["params"]):

@@ -17,7 +17,8 @@ from growkit.graph import GrowthSite, Refusal, SizeAttribute, joins
 from growkit.graph.dimensions import size
 from growkit.surgery.guesses import certain, chosen, guesses, pattern, pattern_of, place_of
 from growkit.surgery.scratch import scratch_copy
-from growkit.surgery.trial import LARGEST_BATCH, TOLERANCE, Outcome, Trial
+from growkit.surgery.trial import LARGEST_BATCH, SIZE_FAULTS, TOLERANCE, UNREACHED, Outcome, Trial
+from growkit.surgery.values import lookup
 from growkit.surgery.verify import Inputs
 
 __all__ = ["Verdict", "verify_sites"]
@@ -108,7 +109,7 @@ class _Search:
             site.settle(site.attributes)
             if len(site.atoms) > 1 and site not in sites:
                 site.graph.adopt(site)
-        refusals = [_refusal(site, failure) for site, failure in self.failures.values()]
+        refusals = [_refusal(self.trial.model, site, failure) for site, failure in self.failures.values()]
         for site, attributes in before:
             if not site.settled:
                 site.attributes = attributes
@@ -289,11 +290,25 @@ def _clusters(sites: Sequence[GrowthSite]) -> list[list[GrowthSite]]:
     return list(found.values())
 
 
-def _refusal(site: GrowthSite, outcome: Outcome) -> Refusal:
+RESHAPES = frozenset({"view", "reshape", "unflatten", "_unsafe_view"})
+"""Operations that work a size out where -1 is written."""
+
+
+def _refusal(model: nn.Module, site: GrowthSite, outcome: Outcome) -> Refusal:
     reason = outcome.reason or ""
+    if reason == UNREACHED and (frozen := _frozen(model, site)):
+        reason += f", for {frozen} is frozen and would silence them for ever; call requires_grad_() on it before growth"
     written = {one.location: one for one in site.graph.written_in_code(site.atoms) if one.location is not None}
-    if len(written) != 1 or outcome.location in written or not reason.startswith(("the model fails", "widening it")):
+    if len(written) != 1 or outcome.location in written or not reason.startswith(SIZE_FAULTS):
         return Refusal(site.name, site.width, reason, outcome.location or site.location)
     ((location, one),) = written.items()  # a wrong size often fails in a later line
-    cause = f"{one.op} is given the number {size(one.dim)}: write -1, or keep it in an attribute that can change along"
+    remedy = "write -1" if one.op in RESHAPES else "take it from a shape"
+    cause = f"{one.op} is given the number {size(one.dim)}: {remedy}, or keep it in an attribute that can change along"
     return Refusal(site.name, site.width, f"{cause} ({reason})", location)
+
+
+def _frozen(model: nn.Module, site: GrowthSite) -> str | None:
+    """The weight whose zeros silence new units for good, if no other one could learn to let them through."""
+    silent = [edit for edit in site.tensor_edits(site.grows_by) if edit.kind == "parameter" and edit.silent_dims]
+    learning = [edit for edit in silent if lookup(model, edit.names[0], edit.kind).requires_grad]
+    return repr(silent[0].names[0]) if silent and not learning else None

@@ -97,9 +97,10 @@ def grow(
         refuse_optimizer(one)
     patients = [_Patient(model, optimizer), *(_Patient(inside_of(copy)) for copy in copies)]
     _refuse_shared([patient.model for patient in patients])
-    for patient in patients:
+    names = [None, *(f"copies[{number}]" for number in range(len(copies)))]
+    for patient, name in zip(patients, names, strict=True):
         refuse_wrappers(patient.model)
-        _refuse_stale(patient.directory, [growth.site for growth in growths])
+        _refuse_stale(patient.directory, [growth.site for growth in growths], name)
     try:
         for patient in patients:
             known = caches if patient is patients[0] else None
@@ -134,28 +135,36 @@ def _refuse_shared(models: Sequence[nn.Module]) -> None:
         raise GrowthRefused("copies must have parameters of their own, but one shares some with the model or a copy")
 
 
-def refuse_stale(model: nn.Module, sites: Sequence[GrowthSite]) -> None:
-    """Raise GrowthRefused where a site was found in another model, or in this one before it changed."""
-    _refuse_stale(Directory(model), sites)
+def refuse_stale(model: nn.Module, sites: Sequence[GrowthSite], copy: str | None = None) -> None:
+    """Raise GrowthRefused where a site was found in another model, or in this one before it changed.
+
+    Args:
+        model: the model.
+        sites: to be widened.
+        copy: what the model is called if it is but a copy of the one that the sites were found in.
+    """
+    _refuse_stale(Directory(model), sites, copy)
 
 
-def _refuse_stale(directory: Directory, sites: Sequence[GrowthSite]) -> None:
+def _refuse_stale(directory: Directory, sites: Sequence[GrowthSite], copy: str | None = None) -> None:
     names = [name for name in directory.modules if name]
     graphs = {site.graph for site in sites}
     changed = {graph for graph in graphs if [name for name, _ in graph.structure] != names}
+    rule = f"{copy} must be a copy of the model" if copy else "a site must be found in the model"
+    remedy = "copy the model anew" if copy else "call find_sites again"
     for site in sites:
         if site.graph in changed:
             raise GrowthRefused(
-                f"a site must be found in the model as it is, but modules were added or removed since {site.name} was "
-                "found, or it is a site of another model; call find_sites again"
+                f"{rule} as it is, but modules were added or removed since {site.name} was found, or it is a site of "
+                f"another model; {remedy}"
             )
         for use in {id(use): use for use, _ in site.uses}.values():
             tensor = directory.find(use.names[0], use.kind)
             expected, found = tuple(size(dim) for dim in use.dims), None if tensor is None else tuple(tensor.shape)
             if found != expected:
                 raise GrowthRefused(
-                    f"a site must be found in the model as it is, but for {site.name} the {use.kind} {use.names[0]!r} "
-                    f"must have shape {expected}, got {found or 'none'}; call find_sites again"
+                    f"{rule} as it is, but for {site.name} the {use.kind} {use.names[0]!r} must have shape {expected}, "
+                    f"got {found or 'none'}; {remedy}"
                 )
 
 

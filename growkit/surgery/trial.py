@@ -7,10 +7,8 @@ must lead to them, with the same numbers; and a gradient must reach new units, b
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,6 +20,7 @@ from growkit.rng import isolated
 from growkit.surgery.attributes import read_attribute
 from growkit.surgery.caches import Emptied, caches_of
 from growkit.surgery.faintness import faintness_of
+from growkit.surgery.faults import fault_of
 from growkit.surgery.look import Look, example_look, first_line, other_look
 from growkit.surgery.reaction import brighten, control, reactions
 from growkit.surgery.recording import Change, Difference, Recorded, Recording, first_difference
@@ -31,7 +30,7 @@ from growkit.surgery.undo import Edit, UndoLog
 from growkit.surgery.values import lookup
 from growkit.surgery.verify import Inputs, new_entries, observe, untouched
 
-__all__ = ["LARGEST_BATCH", "TOLERANCE", "Outcome", "Trial"]
+__all__ = ["LARGEST_BATCH", "SIZE_FAULTS", "TOLERANCE", "UNREACHED", "Outcome", "Trial"]
 
 TOLERANCE = 1e-5
 LARGEST_ROUNDING = (
@@ -63,6 +62,8 @@ class Outcome:
 
 UNREACHED = "no gradient reaches its new units"
 CANNOT_TELL = "the check cannot tell: a wrong edit does not change the outputs either"
+SIZE_FAULTS = ("the model fails", "widening it changes the outputs' shape")
+"""How reasons begin that a size written as a number may lead to; other outputs of the same shape are no sign of it."""
 
 
 class Trial:
@@ -344,19 +345,5 @@ def _refused(error: BaseException) -> Outcome:
 def _failed(error: BaseException) -> Outcome:
     """What went wrong in the user's forward, where, and the remedy if it is a known one."""
     _check_memory(error)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
-    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
-    text = first_line(error)
-    advice = next((advice for sign, advice in ADVICE.items() if sign in text), "")
-    return Outcome(f"the model fails at another width: {type(error).__name__}: {text}{advice}", location=place)
-
-
-ADVICE = {
-    "is invalid for input of size": "; write flatten, -1 or an attribute for a size that is written as a number there",
-    "don't multiply up to the size": "; write -1 or an attribute for a size that is computed from another one there",
-    "split_with_sizes expects split_sizes": "; keep the sizes of the split in an attribute of their own",
-}
-"""What to do about errors that sizes written into a forward lead to."""
-
-_HERE = Path(__file__).parent
-_NOT_THE_USERS = (*(f"{folder}/" for folder in (torch.__path__[0], _HERE, _HERE.parent / "graph")), "<")
+    text, place = fault_of(error)
+    return Outcome(f"the model fails at another width: {text}", location=place)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def step_base(base: Optimizer) -> None:
     the one kernel that it is.
     """
     bare = _is_bare(base)
-    if bare and type(base) is SGD and _by_kernel(base):
+    if bare and SGD_IS_KNOWN and type(base) is SGD and _by_kernel(base):
         return
     complete_momenta(base)
     if bare:
@@ -57,15 +58,14 @@ def _is_bare(base: Optimizer) -> bool:
     return not torch.autograd._profiler_enabled()
 
 
-SGD_SETTINGS = {"momentum", "dampening", "nesterov", "maximize", "lr", "weight_decay"} | {
+KNOWN = {"params", "lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"} | {
     *("fused", "foreach", "differentiable")
 }
+SGD_IS_KNOWN = {*signature(SGD).parameters} == KNOWN  # a setting that a later torch may have is not left out
 
 
 def _by_kernel(base: SGD) -> bool:
     """The step of torch's fused SGD; False, and nothing done, where it is more than one kernel for each group."""
-    if base.defaults.keys() != SGD_SETTINGS:  # of another version of torch
-        return False
     calls = []
     for group in base.param_groups:
         if (lists := _alike(group, base.state)) is None:

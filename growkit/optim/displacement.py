@@ -25,7 +25,7 @@ class Displacement:
     def __init__(self) -> None:
         self.active = False  # whether weights are away from where they belong
         self._parameters: list[Tensor] = []
-        self._kinds: list[tuple[torch.dtype, torch.device, list[torch.Size]]] = []
+        self._kinds: list[Any] = []
         self._kept: list[Tensor] = []
         self._on_cpu = True
 
@@ -34,7 +34,7 @@ class Displacement:
         parameters: list[Tensor] = []
         for pull, _ in moves:
             parameters += pull.parameters
-        self._make_room([pull.parameters for pull, _ in moves])
+        self._make_room(parameters, [_kind_of(pull.parameters) for pull, _ in moves])
         if parameters:
             torch._foreach_copy_(self._kept, parameters)
         self._parameters, self.active = parameters, True
@@ -53,10 +53,14 @@ class Displacement:
     def __getstate__(self) -> dict[str, Any]:
         return {"active": False, "_parameters": [], "_kinds": [], "_kept": [], "_on_cpu": True}
 
-    def _make_room(self, parameters: list[list[Tensor]]) -> None:
-        """Memory for the copies of lists of alike parameters; the same as in the step before where it fits."""
-        kinds = [(alike[0].dtype, alike[0].device, [one.shape for one in alike]) for alike in parameters]
+    def _make_room(self, parameters: list[Tensor], kinds: list[Any]) -> None:
+        """Memory for the copies; the same as in the step before where it fits: kinds and shapes are as they were."""
+        kinds += [one.shape for one in parameters]
         if kinds != self._kinds:
-            self._kept = [torch.empty_like(one, requires_grad=False) for alike in parameters for one in alike]
-            self._on_cpu = all(one.is_cpu for one in self._kept)
+            self._kept = [torch.empty_like(one, requires_grad=False) for one in parameters]
+            self._on_cpu = all(one.is_cpu for one in parameters)
             self._kinds = kinds
+
+
+def _kind_of(alike: list[Tensor]) -> tuple[int, torch.dtype, torch.device]:
+    return len(alike), alike[0].dtype, alike[0].device

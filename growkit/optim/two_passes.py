@@ -63,7 +63,7 @@ class KeptBuffers:
         self._held: list[tuple[dict[str, Any], str, Any]] = []
         for owner in _owners(model):
             self._held += [(owner, name, buffer) for name, buffer in owner.items() if _may_change(buffer)]
-        self._values = [buffer.clone() for _, _, buffer in self._held] if self._held else []
+        self._values = [buffer.clone() for _, _, buffer in self._held]
 
     def restore(self) -> None:
         """Put them back; whether they were written to is not asked, for batch norms leave no trace of it."""

@@ -286,3 +286,11 @@ def test_the_example_by_hand_in_the_readme_runs():
     exec(compile(readme.split("```python\n")[2].split("```")[0], "README.md", "exec"), names)
     assert names["model"].get_submodule("1.self_attn").num_heads == 5
     assert names["model"](torch.randn(2, 5, 8)).shape == (2, 5, 3)
+
+
+def test_the_example_of_sam_in_the_readme_runs():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    example = readme.split("```python\n")[3].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["optimizer"].steps == 3 and names["loss"].isfinite()

@@ -80,3 +80,12 @@ def test_a_seed_model_trains_grows_and_comes_back(recipe: Path, tmp_path: Path):
     assert event.grown and event.change.worst <= 1e-5
     again = growkit.load(done.folder).state_dict()
     assert all(torch.equal(again[name], value) for name, value in done.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["wrn_quarter", "wrn_quarter_adabound"])
+def test_a_recipe_grows_under_its_own_optimizer(name: str, tmp_path: Path):
+    short = ["train.epochs=2", "growth.when.start=1", "growth.when.events=1", "data.limit=100", "train.batch_size=32"]
+    config = load_config(EXPERIMENTS / f"{name}.yaml", [*short, f"run.root={tmp_path}", "run.tensorboard=false"])
+    assert config.train.optimizer.name == ("adabound" if name.endswith("adabound") else "sam")
+    (event,) = growkit.run(config, observers=()).events
+    assert event.grown and event.change.worst <= 1e-5

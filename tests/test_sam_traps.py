@@ -108,6 +108,22 @@ def test_weights_come_back_exactly(make: Any, dtype: torch.dtype):
     assert same(before, state_of(model)) and model.weight.data_ptr() == storage
 
 
+def test_weights_that_take_another_type_between_steps_come_back_exactly():
+    weights = [nn.Parameter(torch.rand(3).to(dtype)) for dtype in (torch.float32, torch.float32, torch.float64)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = SAM(weights, torch.optim.SGD, lr=0.0)
+    for dtype in (torch.float32, torch.float64):
+        weights[1].grad = None
+        weights[1].data = torch.rand(3).to(dtype)
+        before = [one.detach().clone() for one in weights]
+        for one in weights:
+            one.grad = torch.ones_like(one)
+        optimizer.first_step()
+        optimizer.restore()
+        assert all(map(torch.equal, before, weights))
+
+
 class Partly(nn.Module):
     """Uses one layer in the first pass and another in the second."""
 

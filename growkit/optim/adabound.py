@@ -172,48 +172,53 @@ class AdaBound(torch.optim.Optimizer):
     def _step_groups(self) -> None:
         trained = [(group, self._with_gradients(group)) for group in self.param_groups]
         with torch.set_grad_enabled(False):  # no_grad() costs three times as much, which small models notice
-            for group, parameters in trained:
-                self._step_group(group, parameters)
+            for group, places in trained:
+                self._step_group(group, places)
 
     _step_uncompiled = _disable_dynamo(_step_groups)
 
-    def _with_gradients(self, group: dict[str, Any]) -> list[Tensor]:
-        """The parameters to step, checked, before anything moves."""
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        for parameter in parameters:
-            if parameter.grad.layout != torch.strided or parameter.dtype.is_complex:
+    def _with_gradients(self, group: dict[str, Any]) -> list[tuple[Tensor, Tensor, Any]]:
+        """The parameters to step with their gradients and states, checked, before anything moves."""
+        places = []
+        for parameter in group["params"]:
+            if (gradient := parameter.grad) is None:
+                continue
+            if gradient.layout != torch.strided or parameter.dtype.is_complex:
                 kind = "complex" if parameter.is_complex() else "sparse"
                 raise UserInputError(
                     f"{type(self).__name__} needs dense real gradients, got a {kind} one of shape "
                     f"{tuple(parameter.shape)}; use sparse=False, or torch.view_as_real for complex weights"
                 )
-            if (state := self.state.get(parameter)) and state["exp_avg"].shape != parameter.shape:
+            state = self.state.get(parameter)
+            if state and state["exp_avg"].shape != parameter.shape:
                 raise UserInputError(
                     f"{type(self).__name__} needs state of the shape of its parameter, got {tuple(parameter.shape)} "
                     f"with a mean of {tuple(state['exp_avg'].shape)}; resize parameters by growkit.widen(..., "
                     f"optimizer=...), which resizes both"
                 )
-        return parameters
+            places.append((parameter, gradient, state))
+        return places
 
-    def _step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        kept = MEANS[: 3 if group["amsbound"] else 2]
-        together: dict[int, list[tuple[Tensor, ...]]] = {}
-        for parameter in parameters:
-            state = self._state_of(parameter, group["amsbound"])
+    def _step_group(self, group: dict[str, Any], places: list[tuple[Tensor, Tensor, Any]]) -> None:
+        amsbound, together = group["amsbound"], {}
+        for parameter, gradient, known in places:
+            state = known or self._begun(parameter)
             state["step"] += 1
-            tensors: Any = (parameter, parameter.grad, *[state[key] for key in kept])
+            tensors = parameter, gradient, state["exp_avg"], state["exp_avg_sq"]
+            if amsbound:
+                if "max_exp_avg_sq" not in state:
+                    state["max_exp_avg_sq"] = torch.zeros_like(parameter, dtype=_wide(parameter))
+                tensors += (state["max_exp_avg_sq"],)
             together.setdefault(state["step"], []).append(tensors)
         for t, tensors in together.items():
             bounded_step(tensors, _rates(group, t), group["compile"])
 
-    def _state_of(self, parameter: Tensor, amsbound: bool) -> dict[str, Any]:
+    def _begun(self, parameter: Tensor) -> dict[str, Any]:
+        """The state of a parameter that was never stepped."""
         state = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(parameter, dtype=_wide(parameter))
-            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=_wide(parameter))
-        if amsbound and "max_exp_avg_sq" not in state:
-            state["max_exp_avg_sq"] = torch.zeros_like(parameter, dtype=_wide(parameter))
+        state["step"] = 0
+        state["exp_avg"] = torch.zeros_like(parameter, dtype=_wide(parameter))
+        state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=_wide(parameter))
         return state
 
 

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
 from growkit.optim.blocks import are_even, blocks, scratch
 
@@ -57,17 +56,9 @@ class Pull(NamedTuple):
         """The sum of squares of what is measured, at least in fp32, read by the host."""
         own = self.measured[0].dtype
         dtype = torch.float32 if own in HALVES else own
-        small = [one for one in self.measured if one.numel() <= SMALL]
-        found = 0.0
-        if small:  # copied into one, for a norm costs more than the copy of a small tensor
-            together = _flatten_dense_tensors(small)
-            together = together if together.dtype == dtype else together.to(dtype)
-            found += together.dot(together).item()
-        if len(small) < len(self.measured):
-            large = [one for one in self.measured if one.numel() > SMALL]
-            norms = torch.stack(torch._foreach_norm(large, 2, dtype=dtype))
-            found += norms.dot(norms).item()
-        return found
+        norms = torch._foreach_norm(self.measured, 2, dtype=dtype)
+        on_host = [one.item() for one in norms] if norms[0].is_cpu else torch.stack(norms).tolist()  # read at once
+        return sum([one * one for one in on_host])
 
     def move(self, factor: float) -> None:
         """Add the direction times a factor to the parameters."""
@@ -131,7 +122,7 @@ def pulls_of(
             signs = [size * sign for size, sign in zip(_sizes(parameters, eta, filters), signs, strict=True)]
         return [Pull(parameters, signs, gradients)]
     if eta is None:
-        measured = [as_reals(one) for one in gradients] if gradients[0].is_complex() else gradients
+        measured = [as_reals(one) for one in gradients] if gradients[0].dtype.is_complex else gradients
         return [Pull(parameters, gradients, measured)]
     walked: list[Pull | WalkedPull] = []
     others: tuple[list[Tensor], list[Tensor]] = [], []
@@ -182,7 +173,10 @@ def norm_of(pulls: Sequence[Pull | WalkedPull]) -> float:
 
     Below `LEAST`, or infinite, it may be that of squares which the type cannot hold, though it holds the entries.
     """
-    return math.sqrt(sum([pull.squares() for pull in pulls]))
+    squares = 0.0
+    for pull in pulls:
+        squares += pull.squares()
+    return math.sqrt(squares)
 
 
 def as_reals(tensor: Tensor) -> Tensor:

@@ -31,12 +31,12 @@ def scratch(size: int, dtype: torch.dtype) -> Tensor:
 
 def are_even(tensors: Sequence[Tensor]) -> bool:
     """Whether all tensors are of one type and fill a stretch of memory each, in the same order."""
-    first = tensors[0]
-    if any(one.dtype != first.dtype for one in tensors):
-        return False
-    return all(one.is_contiguous() for one in tensors) or (
-        _is_dense(first) and all(one.stride() == first.stride() for one in tensors)
-    )
+    first, contiguous = tensors[0], True
+    for one in tensors:
+        if one.dtype != first.dtype:
+            return False
+        contiguous = contiguous and one.is_contiguous()
+    return contiguous or (_is_dense(first) and all(one.stride() == first.stride() for one in tensors))
 
 
 def flat(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from growkit.optim.blocks import are_even, blocks, flat, scratch
 from growkit.optim.compiled import LEAST, compiled_kernel
@@ -38,6 +37,7 @@ def bounded_step(groups: Sequence[Group], rates: Rates, compiled: bool = False) 
         compiled: large parameters go through one kernel each.
     """
     alike: dict[tuple[torch.device, torch.dtype, bool], list[Group]] = {}
+    members, last = [], None
     for group in groups:
         first = group[0]
         if first.dtype in HALVES:
@@ -49,9 +49,12 @@ def bounded_step(groups: Sequence[Group], rates: Rates, compiled: bool = False) 
         elif even and size > SMALL and first.is_cpu:
             _walk(group, rates)
         elif size:
-            alike.setdefault((first.device, first.dtype, even and first.is_cpu), []).append(group)
+            kind = first.device, first.dtype, even and first.is_cpu
+            if kind != last:  # most often all are of one
+                members, last = alike.setdefault(kind, []), kind
+            members.append(group)
     for (_, _, fused), members in alike.items():
-        _together([list(each) for each in zip(*members, strict=True)], rates, fused)
+        _together([*map(list, zip(*members, strict=True))], rates, fused)
 
 
 def _in_fp32(group: Group, rates: Rates, compiled: bool) -> None:
@@ -85,9 +88,11 @@ def _together(lists: list[list[Tensor]], rates: Rates, fused: bool) -> None:
     if rates.step == 0.0:
         torch._foreach_add_(parameters, means, alpha=-rates.scale * rates.lower)
         return
-    roots = _flatten_dense_tensors(squares).sqrt().add_(rates.eps).clamp_(rates.least_root, rates.largest_root)
-    divisors = _unflatten_dense_tensors(roots, squares)
-    torch._foreach_addcdiv_(parameters, means, divisors, -rates.scale * rates.step)
+    roots = torch._foreach_sqrt(squares)
+    torch._foreach_add_(roots, rates.eps)
+    torch._foreach_clamp_min_(roots, rates.least_root)
+    torch._foreach_clamp_max_(roots, rates.largest_root)
+    torch._foreach_addcdiv_(parameters, means, roots, -rates.scale * rates.step)
 
 
 FIRST = torch.ones((), device="cpu")  # Adam's kernel asks for a step number, which matters only to what it does with lr

@@ -15,6 +15,7 @@ from torch.amp.grad_scaler import OptState
 
 from growkit.errors import UserInputError
 from growkit.optim.ascent import LEAST, Pull, as_reals, in_units, largest_entry, norm_of
+from growkit.optim.base_step import complete_momenta, step_base
 
 __all__ = ["Scaler", "final_step", "tell_overflow", "usable"]
 
@@ -50,10 +51,10 @@ def final_step(base: torch.optim.Optimizer, trained: Sequence[Tensor], clip: flo
         if scaler is not None:
             scaler.unscale_(base)
         _clip(trained, clip)
-    _complete_momenta(base)
     if scaler is None:
-        base.step()
+        step_base(base)
     else:
+        complete_momenta(base)
         _step_scaled(base, trained, scaler)
 
 
@@ -88,19 +89,6 @@ def _norm(gradients: Iterable[Tensor]) -> float:
     for gradient in gradients:
         alike.setdefault((gradient.device, gradient.dtype), []).append(as_reals(gradient))
     return norm_of([Pull(each, each, each) for each in alike.values()])
-
-
-def _complete_momenta(base: torch.optim.Optimizer) -> None:
-    """Torch's fused SGD fails where some parameters of a group have momentum and others none yet; 0 is as none."""
-    groups, state = base.param_groups, base.state
-    if not isinstance(base, torch.optim.SGD) or len(state) == sum(len(group["params"]) for group in groups):
-        return
-    for group in groups:
-        begun = {one for one in group["params"] if state.get(one, {}).get("momentum_buffer") is not None}
-        if group["fused"] and group["momentum"] and begun:
-            for one in group["params"]:
-                if one not in begun and one.grad is not None:
-                    state[one]["momentum_buffer"] = torch.zeros_like(one, requires_grad=False)
 
 
 def _step_scaled(base: torch.optim.Optimizer, trained: Sequence[Tensor], scaler: torch.amp.GradScaler) -> None:

@@ -20,7 +20,8 @@ __all__ = ["Moved", "Moves", "Neighbourhood", "Schedule", "patterns_of"]
 Group = dict[str, Any]
 Schedule = Callable[[int], float] | Literal["lr"] | None
 Moved = Literal["all", "norms"] | Sequence[str]
-Moves = list[tuple[Pull | WalkedPull, float]]
+AnyPull = Pull | WalkedPull
+Moves = list[tuple[AnyPull, float]]
 
 
 @dataclass
@@ -55,7 +56,10 @@ class Neighbourhood:
         Raises:
             UserInputError: the choice of parameters, or ASAM's of weights, is of none, or of complex ones.
         """
-        if self.moved == "all" and self.norm == 2 and not any(group["adaptive"] for group in groups):
+        plain = self.moved == "all" and self.norm == 2
+        for group in groups:
+            plain = plain and not group["adaptive"]
+        if plain:
             return
         held = [one for group in groups for one in group["params"]]
         seen = tuple(map(id, held))
@@ -92,17 +96,17 @@ class Neighbourhood:
         self.look_at(groups)
         moves: Moves = []
         for together in self._scopes(groups):
-            pulls, unit = [(pull, group) for group in together for pull in self._pulls(group)], 1.0
-            length = norm_of([pull for pull, _ in pulls])
+            (pulls, owners), unit = self._pulls(together), 1.0
+            length = norm_of(pulls)
             if not LEAST < length < math.inf:
                 unit = largest_entry(self._gradients(together))
                 if unit and math.isfinite(unit) and self.norm == 2:
-                    pulls = [(pull, group) for group in together for pull in self._pulls(group, unit)]
-                    length = norm_of([pull for pull, _ in pulls])
+                    pulls, owners = self._pulls(together, unit)
+                    length = norm_of(pulls)
                 if not math.isfinite(unit if self.norm == math.inf else length):
                     return None
             length = 1.0 if self.norm == math.inf else length
-            for pull, group in pulls:
+            for pull, group in zip(pulls, owners, strict=True):
                 radius = self._radius(group, steps)
                 factor = min(self.inner_lr * unit / scale, radius / length) if length else 0.0
                 moves.append((pull, -factor if group.get("maximize") else factor))
@@ -131,32 +135,38 @@ class Neighbourhood:
         """The groups that one norm is measured over."""
         return [[group] for group in groups] if self.scope == "group" else [list(groups)]
 
-    def _pulls(self, group: Group, unit: float | None = None) -> list[Pull | WalkedPull]:
-        """Those of a group, if so wanted of gradients in float64 and another unit."""
-        adaptive, alike = group["adaptive"], {}
+    def _pulls(self, groups: Sequence[Group], unit: float | None = None) -> tuple[list[AnyPull], list[Group]]:
+        """Those of groups, and the group of each; if so wanted of gradients in float64 and another unit."""
+        pulls: list[AnyPull] = []
+        owners: list[Group] = []
+        for group in groups:
+            filters = self._filters if group["adaptive"] and group["by"] == "filter" else {}
+            for (_, _, normalised), (parameters, gradients) in self._alike(group, unit).items():
+                eta = group["eta"] if normalised else None
+                pulls += pulls_of(parameters, gradients, eta=eta, infinite=self.norm == math.inf, filters=filters)
+            owners += [group] * (len(pulls) - len(owners))
+        return pulls, owners
+
+    def _alike(self, group: Group, unit: float | None) -> dict[Any, tuple[list[Tensor], list[Tensor]]]:
+        """The parameters that are moved and their gradients, by device, type, and whether they have the T of ASAM."""
+        adaptive, alike, last = group["adaptive"], {}, None
+        parameters: list[Tensor] = []
+        gradients: list[Tensor] = []
         for parameter in self._moved_in(group):
             gradient = parameter.grad
             if gradient is None or not parameter.requires_grad:
                 continue
             if gradient.layout != torch.strided:
                 gradient = gradient.to_dense()
-            kind = parameter.device, parameter.dtype, adaptive and self._is_normalised(parameter, group)
-            if kind not in alike:
-                alike[kind] = [], []
-            alike[kind][0].append(parameter)
-            alike[kind][1].append(gradient if unit is None else in_units(gradient, unit))
-        filters = self._filters if adaptive and group["by"] == "filter" else {}
-        return [
-            pull
-            for (_, _, normalised), (parameters, gradients) in alike.items()
-            for pull in pulls_of(
-                parameters,
-                gradients,
-                eta=group["eta"] if normalised else None,
-                infinite=self.norm == math.inf,
-                filters=filters,
-            )
-        ]
+            if unit is not None:
+                gradient = in_units(gradient, unit)
+            place = parameter.is_cpu or parameter.device  # True for the CPU: devices are slow to compare
+            kind = place, parameter.dtype, adaptive and self._is_normalised(parameter, group)
+            if kind != last:  # most often all are of one
+                (parameters, gradients), last = alike.setdefault(kind, ([], [])), kind
+            parameters.append(parameter)
+            gradients.append(gradient)
+        return alike
 
     def _gradients(self, groups: Sequence[Group]) -> list[Tensor]:
         moved = [one for group in groups for one in self._moved_in(group) if one.requires_grad]

@@ -138,6 +138,7 @@ class SAM(Wrapping):
             warnings.warn(NO_MODEL, stacklevel=2)
         self.interval, self.m, self.clip = interval, m, clip
         self.second_order, self.sync = second_order, sync
+        self._averages = hasattr(model, "no_sync")  # over processes, in a backward
         self.neighbourhood = Neighbourhood(name, float(norm), scope, schedule, patterns_of(name, moved), model)
         self._displacement = Displacement()
         self._lost = False  # the first gradient of a step in two calls was not finite
@@ -206,7 +207,7 @@ class SAM(Wrapping):
             loss, finite = self._in_chunks(closure, samples, self.m, scaler)
         else:
             loss, finite = self._looked_around(closure, scaler)
-        self._finish(scaler, finite)
+        self._finish(self.with_gradients(), scaler, finite)
         return loss
 
     def _looked_around(self, closure: Callable[[], Any], scaler: Scaler) -> tuple[Any, bool]:
@@ -275,7 +276,7 @@ class SAM(Wrapping):
         torch.clear_autocast_cache()  # it may hold copies of the weights from before they were moved
         self.zero_grad()
         loss = closure()
-        if next(self.with_gradients(), None) is None:
+        if not self.with_gradients():
             raise UserInputError("SAM.step: the closure must call backward() on the loss; no parameter has a gradient")
         return loss
 
@@ -305,13 +306,14 @@ class SAM(Wrapping):
                 "SAM.first_step gets gradients that are averaged over processes, where sync=False moves each process "
                 "by its own; call step(closure), or take sync=True"
             )
-        if next(self.with_gradients(), None) is None:
+        trained = self.with_gradients()
+        if not trained:
             raise UserInputError("SAM.first_step comes after backward(), got no parameter with a gradient")
         scaler = usable(self, scaler)
         moved = self._move(scaler)
         self._lost, self._through = not moved, None if scaler is None else id(scaler)
         if moved and not zero_grad:
-            self._used = Marks([one.grad for one in self.with_gradients()])
+            self._used = Marks(trained)
         torch.clear_autocast_cache()  # of the weights as they were, under an autocast around both passes
         if zero_grad:
             self.zero_grad()
@@ -327,13 +329,13 @@ class SAM(Wrapping):
         (lost, self._lost), used = (self._lost, False), self._used
         known = self.displaced or lost
         self.restore()
-        gradients = (one.grad for one in self.with_gradients())
-        if not known or next(self.with_gradients(), None) is None or (used is not None and used.fit(gradients)):
+        trained = self.with_gradients()
+        if not known or not trained or (used is not None and used.fit(trained)):
             raise UserInputError("SAM.second_step comes after first_step and a second backward()")
         scaler = usable(self, scaler)
         if self._through != (None if scaler is None else id(scaler)):
             raise UserInputError("SAM.second_step takes the scaler that first_step was given, got another one or none")
-        self._finish(scaler, not lost)
+        self._finish(trained, scaler, not lost)
         self._opt_called = True  # what a scheduler asks for, which knows only step()
         if zero_grad:
             self.zero_grad()
@@ -346,10 +348,10 @@ class SAM(Wrapping):
             if buffers is not None:
                 buffers.restore()
 
-    def _finish(self, scaler: Scaler, finite: bool) -> None:
+    def _finish(self, trained: list[Tensor], scaler: Scaler, finite: bool) -> None:
         self.steps += 1
         if finite:
-            final_step(self.base, list(self.with_gradients()), self.clip, scaler)
+            final_step(self.base, trained, self.clip, scaler)
         elif scaler is not None:
             tell_overflow(self.base, scaler)
         else:
@@ -362,7 +364,9 @@ class SAM(Wrapping):
         """Move the weights to where the loss is largest, to first order; False where a gradient is not finite."""
         scale = 1.0 if scaler is None else scaler.get_scale()
         with torch.set_grad_enabled(False):
-            moves = self._agreed(self.neighbourhood.moves(self.param_groups, self.steps, scale))
+            moves = self.neighbourhood.moves(self.param_groups, self.steps, scale)
+            if self._is_local():
+                moves = self._agreed(moves)
             if moves is None:
                 return False
             self._between = KeptBuffers(self.model)
@@ -375,16 +379,13 @@ class SAM(Wrapping):
 
     def _agreed(self, moves: Moves | None) -> Moves | None:
         """None for all processes where it is for one, which else would wait for each other in the second pass."""
-        if not self._is_local():
-            return moves
-        first = next(self.with_gradients())
-        fine = torch.tensor(float(moves is not None), device=first.device)
+        fine = torch.tensor(float(moves is not None), device=self.with_gradients()[0].device)
         dist.all_reduce(fine, dist.ReduceOp.MIN, group=getattr(self.model, "process_group", None))
         return moves if fine.item() else None
 
     def _is_local(self) -> bool:
         """Whether the first gradient shall be each process's own."""
-        return not self.sync and dist.is_available() and dist.is_initialized() and hasattr(self.model, "no_sync")
+        return self._averages and not self.sync and dist.is_available() and dist.is_initialized()
 
     def _first_gradient_alone(self) -> AbstractContextManager[Any]:
         no_sync = getattr(self.model, "no_sync", None)

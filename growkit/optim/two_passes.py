@@ -10,9 +10,8 @@ and how many batches they saw) are those of the first pass.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -43,14 +42,18 @@ class Replay:
 class Marks:
     """Gradients as they are now, to tell later whether a backward has added to them or made others."""
 
-    def __init__(self, gradients: Sequence[Tensor]) -> None:
-        self._first = weakref.ref(gradients[0])  # the id of a freed one may be another's; one such reference is enough
-        self._seen = [(id(one), one._version) for one in gradients]
+    def __init__(self, trained: Sequence[Any]) -> None:
+        self._first = weakref.ref(trained[0].grad)  # the id of a freed one may be another's; one reference is enough
+        self._seen = [(id(one.grad), one.grad._version) for one in trained]
 
-    def fit(self, gradients: Iterable[Tensor]) -> bool:
-        """Whether these are the same, and nobody wrote to them since."""
-        now = ((id(one), one._version) for one in gradients)
-        return self._first() is not None and all(one == other for one, other in zip_longest(self._seen, now))
+    def fit(self, trained: Sequence[Any]) -> bool:
+        """Whether these have the same gradients, and nobody wrote to them since."""
+        if self._first() is None or len(trained) != len(self._seen):
+            return False
+        for parameter, (known, version) in zip(trained, self._seen, strict=True):
+            if id(parameter.grad) != known or parameter.grad._version != version:
+                return False
+        return True
 
 
 class KeptBuffers:
@@ -78,15 +81,16 @@ def _may_change(buffer: Tensor | None) -> bool:
     return all(stride or extent <= 1 for stride, extent in zip(buffer.stride(), buffer.shape, strict=True))
 
 
-def _owners(model: nn.Module | None) -> Iterator[dict[str, Tensor | None]]:
+def _owners(model: nn.Module | None) -> list[dict[str, Tensor | None]]:
     """What holds buffers; `modules()` would cost more than all the rest of a step on small models."""
-    found = {} if model is None else {id(model): model}
-    waiting = list(found.values())
-    while waiting:
-        module = waiting.pop()
+    if model is None:
+        return []
+    modules, known, found = [model], {id(model)}, []
+    for module in modules:  # which grows meanwhile
         if module._buffers:
-            yield module._buffers
+            found.append(module._buffers)
         for one in module._modules.values():
-            if one is not None and id(one) not in found:
-                found[id(one)] = one
-                waiting.append(one)
+            if one is not None and id(one) not in known:
+                known.add(id(one))
+                modules.append(one)
+    return found

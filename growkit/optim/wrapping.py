@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -163,9 +163,9 @@ class Wrapping(torch.optim.Optimizer):
         if self.displaced:
             raise UserInputError(BETWEEN.format(type(self).__name__, what))
 
-    def with_gradients(self) -> Iterator[Any]:
+    def with_gradients(self) -> list[Any]:
         """The parameters that have one."""
-        return (one for group in self.base.param_groups for one in group["params"] if one.grad is not None)
+        return [one for group in self.base.param_groups for one in group["params"] if one.grad is not None]
 
     def __getstate__(self) -> dict[str, Any]:
         self.check_in_place("copied")

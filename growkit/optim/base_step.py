@@ -1,0 +1,108 @@
+"""The step of a base optimizer without what torch puts around it, which costs small models more than the arithmetic."""
+
+# torch has no public names for its kernels, nor for the hooks of all optimizers
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+__all__ = ["complete_momenta", "step_base"]
+
+
+def step_base(base: Optimizer) -> None:
+    """Step as `base.step()` does, bit for bit.
+
+    Torch's frame around it, for hooks and profilers, is left out where there are none, and its fused SGD is called as
+    the one kernel that it is.
+    """
+    bare = _is_bare(base)
+    if bare and SGD_IS_KNOWN and type(base) is SGD and _by_kernel(base):
+        return
+    complete_momenta(base)
+    if bare:
+        type(base).step.__wrapped__(base)  # type: ignore[attr-defined]
+    else:
+        base.step()
+
+
+def complete_momenta(base: Optimizer) -> None:
+    """Torch's fused SGD fails where some parameters of a group have momentum and others none yet; 0 is as none."""
+    groups, state = base.param_groups, base.state
+    if not isinstance(base, SGD) or len(state) == sum(len(group["params"]) for group in groups):
+        return
+    for group in groups:
+        begun = {one for one in group["params"] if state.get(one, {}).get("momentum_buffer") is not None}
+        if group["fused"] and group["momentum"] and begun:
+            for one in group["params"]:
+                if one not in begun and one.grad is not None:
+                    state[one]["momentum_buffer"] = torch.zeros_like(one, requires_grad=False)
+
+
+FRAME = Optimizer.profile_hook_step(lambda optimizer: None).__code__  # of what torch makes of a step
+
+
+def _is_bare(base: Optimizer) -> bool:
+    """Whether nobody would see that torch's frame is left out."""
+    if getattr(type(base).step, "__code__", None) is not FRAME or "step" in base.__dict__:  # wrapped by others
+        return False
+    hooks = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks
+    if hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        return False
+    return not torch.autograd._profiler_enabled()
+
+
+KNOWN = {"params", "lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"} | {
+    *("fused", "foreach", "differentiable")
+}
+SGD_IS_KNOWN = {*signature(SGD).parameters} == KNOWN  # a setting that a later torch may have is not left out
+
+
+def _by_kernel(base: SGD) -> bool:
+    """The step of torch's fused SGD; False, and nothing done, where it is more than one kernel for each group."""
+    calls = []
+    for group in base.param_groups:
+        if (lists := _alike(group, base.state)) is None:
+            return False
+        calls.append((group, lists))
+    with torch.set_grad_enabled(False):
+        for group, lists in calls:
+            torch._fused_sgd_(
+                *lists,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                dampening=group["dampening"],
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
+                is_first_step=False,
+            )
+    return True
+
+
+def _alike(group: dict[str, Any], state: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
+    """Parameters, gradients and momenta of a group, if there are any, all of one type on a CPU; else None."""
+    if not group["fused"] or isinstance(group["lr"], Tensor) or isinstance(group["weight_decay"], Tensor):
+        return None
+    lists: tuple[list[Tensor], list[Tensor], list[Tensor]] = [], [], []
+    kept, dtype = bool(group["momentum"]), None
+    for parameter in group["params"]:
+        if (gradient := parameter.grad) is None:
+            continue
+        momentum = state.get(parameter, {}).get("momentum_buffer") if kept else gradient
+        if momentum is None or gradient.layout != torch.strided:
+            return None
+        dtype = dtype or parameter.dtype
+        if parameter.dtype != dtype or not parameter.is_cpu:
+            return None
+        lists[0].append(parameter)
+        lists[1].append(gradient)
+        if kept:
+            lists[2].append(momentum)
+    return lists if dtype else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -185,10 +186,15 @@ def _whole_step(model: nn.Module, build: Build, images: torch.Tensor, labels: to
 
 
 def _interleaved(steps: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """The quartiles of the CPU seconds of each, all of them once a round."""
+    """The quartiles of the CPU seconds of each, all of them once a round.
+
+    In an order drawn for each round: what comes after its like would find the code and the memory warm.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
+    order, chance = list(steps.items()), random.Random(0)
     for number in range(-2, rounds):
-        for name, step in steps.items():
+        chance.shuffle(order)
+        for name, step in order:
             start = time.process_time()
             step()
             if number >= 0:  # the first ones make state

@@ -116,19 +116,7 @@ def assemble(
             asked for where it cannot be.
     """
     generator = torch.Generator().manual_seed(split_seed)
-    strata = source.pool.targets if source.task == CLASSIFICATION else torch.zeros(len(source.pool.targets))
-    pool, indices = _test_split(source, strata, split, generator)
-    notes = [*source.notes, *augment_notes(source, augment), *_limit_notes(limit, len(pool))]
-    if limit is not None and limit < len(pool):
-        kept = limit / len(pool)
-        pool = pool[stratified(strata[pool], (kept, 1.0 - kept), generator)[0]]
-    wanted = {"validate": split.validate_, "diagnose": split.diagnose, "accept": split.accept}
-    shares = {name: share for name, share in wanted.items() if name not in source.own}
-    parts = stratified(strata[pool], (1.0 - sum(shares.values()), *shares.values()), generator)
-    indices |= {name: pool[part] for name, part in zip(("train", *shares), parts, strict=True)}
-    indices |= {name: torch.arange(len(own)) for name, own in source.own.items() if name not in indices}
-    if train_share < 1.0:
-        indices["train"] = _thinned(source, strata, indices["train"], train_share)
+    indices, notes = _indices(source, split, generator, limit, train_share)
     splits = truth = {name: source.own.get(name, source.pool).take(indices[name]) for name in SPLITS}
     _check(source, splits)
     check_augment(source.name, source.task, splits["train"].inputs, augment)
@@ -136,11 +124,7 @@ def assemble(
         splits = noisy_splits(source, truth, indices, label_noise)
     moments_from = min(source.moments_from or len(splits["train"]), len(splits["train"]))
     mean, std = _moments(splits["train"].inputs, source.scaled, moments_from)
-    target_mean, target_std = torch.zeros(1), torch.ones(1)
-    if source.scales_targets:
-        known = splits["train"].targets
-        target_mean, target_std = _moments(known, torch.ones(known.shape[1], dtype=torch.bool), len(known))
-        splits = {name: Split(one.inputs, (one.targets - target_mean) / target_std) for name, one in splits.items()}
+    splits, target_mean, target_std = _scaled(source, splits)
     return Data(
         name=source.name,
         task=source.task,
@@ -151,13 +135,42 @@ def assemble(
         mean=mean,
         std=std,
         augment=augment,
-        notes=tuple(notes),
+        notes=(*source.notes, *augment_notes(source, augment), *notes),
         wrong_labels=None if label_noise is None else wrong_labels(truth, splits),
         reading=source.reading,
         moments_from=moments_from,
         target_mean=target_mean,
         target_std=target_std,
     )
+
+
+def _indices(
+    source: Source, split: SplitSettings, generator: torch.Generator, limit: int | None, train_share: float
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Which samples each split holds, and what the user should know of that."""
+    strata = source.pool.targets if source.task == CLASSIFICATION else torch.zeros(len(source.pool.targets))
+    pool, indices = _test_split(source, strata, split, generator)
+    notes = _limit_notes(limit, len(pool))
+    if limit is not None and limit < len(pool):
+        kept = limit / len(pool)
+        pool = pool[stratified(strata[pool], (kept, 1.0 - kept), generator)[0]]
+    wanted = {"validate": split.validate_, "diagnose": split.diagnose, "accept": split.accept}
+    shares = {name: share for name, share in wanted.items() if name not in source.own}
+    parts = stratified(strata[pool], (1.0 - sum(shares.values()), *shares.values()), generator)
+    indices |= {name: pool[part] for name, part in zip(("train", *shares), parts, strict=True)}
+    indices |= {name: torch.arange(len(own)) for name, own in source.own.items() if name not in indices}
+    if train_share < 1.0:
+        indices["train"] = _thinned(source, strata, indices["train"], train_share)
+    return indices, notes
+
+
+def _scaled(source: Source, splits: dict[str, Split]) -> tuple[dict[str, Split], Tensor, Tensor]:
+    """The splits, targets put to mean 0 and deviation 1 of train where the source wants that; mean and deviation."""
+    if not source.scales_targets:
+        return splits, torch.zeros(1), torch.ones(1)
+    known = splits["train"].targets
+    mean, std = _moments(known, torch.ones(known.shape[1], dtype=torch.bool), len(known))
+    return {name: Split(one.inputs, (one.targets - mean) / std) for name, one in splits.items()}, mean, std
 
 
 def _thinned(source: Source, strata: Tensor, train: Tensor, share: float) -> Tensor:

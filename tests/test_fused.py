@@ -119,6 +119,17 @@ def test_a_parameter_resized_without_its_state_is_refused_before_anything_moves(
     assert same(before, state_of(model))
 
 
+@every_base
+def test_a_gradient_from_before_a_parameter_was_resized_is_refused(base: Any, settings: dict[str, Any]) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = base([weight], lr=0.1, fused=True, **settings)
+    weight.grad = torch.ones(2)
+    weight.data = torch.ones(50)
+    with pytest.raises(UserInputError, match=r"got \(2,\) for one of \(50,\); call zero_grad"):
+        step_base(optimizer)
+    assert torch.equal(weight, torch.ones(50))
+
+
 # --- momenta of some
 
 

@@ -94,6 +94,21 @@ def test_weight_decay_does_not_turn_the_ascent():
     assert same(moved[0], moved[1]) and not same(moved[0], moved[2])
 
 
+@not_naive(sam, naive_sam)
+@pytest.mark.filterwarnings("default")  # those of a compiler are not ours
+def test_steps_inside_a_compiled_function_are_those_outside_and_make_no_new_graphs(make: Any):
+    model, other, counters = net(), net(), torch._dynamo.utils.counters  # pyright: ignore[reportAttributeAccessIssue]
+    inside, outside = make(model), sam(other)
+    compiled = torch.compile(lambda x, y: inside.step(closure_of(model, x, y)), backend="eager")
+    for t in range(6):
+        if t == 3:
+            counters.clear()
+        torch.manual_seed(t)
+        compiled(*batch(t))
+        train(outside, other, 1, first=t)
+    assert same(state_of(model), state_of(other)) and not counters["stats"]["unique_graphs"]
+
+
 # --- restoring
 
 

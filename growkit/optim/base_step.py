@@ -62,7 +62,7 @@ def _by_kernel(base: SGD) -> bool:
             return False
         calls.append((group, lists))
     enabled = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(False)  # the context manager costs more than a small kernel
+    torch._C._set_grad_enabled(False)  # no_grad() costs as much as a small kernel
     try:
         for group, lists in calls:
             torch._fused_sgd_(

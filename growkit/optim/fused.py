@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,27 +17,31 @@ from growkit.optim.checks import MOMENTS
 __all__ = ["fitted"]
 
 
-@contextmanager
-def fitted(base: Optimizer) -> Iterator[None]:
-    """Let a fused base step inside the block: tensors side by side in memory, and momenta of all or of none.
+FUSED = (SGD, Adam, Adagrad)
+AS_IT_IS = nullcontext()
+
+
+def fitted(base: Optimizer) -> AbstractContextManager[None]:
+    """Lay out what a fused base reads side by side in memory, and split groups inside the block where it must.
 
     Raises:
         UserInputError: state has another shape than its parameter, or a parameter does not fill its memory.
     """
     groups = base.param_groups
-    if not isinstance(base, SGD | Adam | Adagrad) or not any(group.get("fused") for group in groups):
-        yield
-        return
+    if not isinstance(base, FUSED) or not any([group.get("fused") for group in groups]):
+        return AS_IT_IS
     for group in groups:
         if group.get("fused"):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     _lay_out(type(base).__name__, parameter, base.state.get(parameter, {}))
     parts = [part for group in groups for part in _parts(group, base.state)] if isinstance(base, SGD) else groups
-    if len(parts) == len(groups):
-        yield
-        return
-    base.param_groups = parts
+    return AS_IT_IS if len(parts) == len(groups) else _with_groups(base, parts)
+
+
+@contextmanager
+def _with_groups(base: Optimizer, parts: list[dict[str, Any]]) -> Iterator[None]:
+    groups, base.param_groups = base.param_groups, parts
     try:
         yield
     finally:
@@ -46,34 +50,36 @@ def fitted(base: Optimizer) -> Iterator[None]:
 
 def _lay_out(owner: str, parameter: Tensor, state: dict[str, Any]) -> None:
     """The kernels walk a parameter, its gradient and its state entry beside entry, as they lie in memory."""
-    if not (parameter.is_contiguous() or is_dense(parameter)):
+    plain, shape, gradient = parameter.is_contiguous(), parameter.shape, parameter.grad
+    if not (plain or is_dense(parameter)):
         raise UserInputError(
             f"{owner} with fused=True needs parameters that fill a stretch of memory, got a view of shape "
-            f"{tuple(parameter.shape)} with strides {parameter.stride()}; use fused=False"
+            f"{tuple(shape)} with strides {parameter.stride()}; use fused=False"
         )
-    shape, gradient = parameter.shape, parameter.grad
     for name, value in state.items():
-        if name in MOMENTS and isinstance(value, Tensor):
-            if value.shape != shape:
-                raise UserInputError(
-                    f"{owner} needs state of the shape of its parameter, got {tuple(shape)} with {name} of "
-                    f"{tuple(value.shape)}; resize parameters by growkit.widen(..., optimizer=...), which resizes both"
-                )
-            state[name] = _beside(value, parameter)
-    if gradient is not None and gradient.layout == torch.strided:
-        if gradient.shape != shape:
+        if name not in MOMENTS or value is None:
+            continue
+        if value.shape != shape:
             raise UserInputError(
-                f"{owner} needs gradients of the shape of their parameter, got {tuple(gradient.shape)} for one of "
-                f"{tuple(shape)}; call zero_grad() after a parameter was resized"
+                f"{owner} needs state of the shape of its parameter, got {tuple(shape)} with {name} of "
+                f"{tuple(value.shape)}; resize parameters by growkit.widen(..., optimizer=...), which resizes both"
             )
-        beside = _beside(gradient, parameter)
-        if beside is not gradient:
-            parameter.grad = beside
+        if not (plain and value.is_contiguous()):
+            state[name] = _beside(value, parameter)
+    if gradient is None or gradient.layout != torch.strided:
+        return
+    if gradient.shape != shape:
+        raise UserInputError(
+            f"{owner} needs gradients of the shape of their parameter, got {tuple(gradient.shape)} for one of "
+            f"{tuple(shape)}; call zero_grad() after a parameter was resized"
+        )
+    if not (plain and gradient.is_contiguous()):
+        parameter.grad = _beside(gradient, parameter)
 
 
 def _beside(value: Tensor, parameter: Tensor) -> Tensor:
     """The same entries in the layout of the parameter."""
-    if (value.is_contiguous() and parameter.is_contiguous()) or value.stride() == parameter.stride():
+    if value.stride() == parameter.stride():
         return value
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value.detach())
 

@@ -119,6 +119,17 @@ def test_a_parameter_resized_without_its_state_is_refused_before_anything_moves(
     assert same(before, state_of(model))
 
 
+@not_naive(SAM, NaiveFusedSAM, pytest.fail.Exception)
+def test_a_parameter_that_shrank_without_its_state_is_no_step(make: Any) -> None:
+    weight = nn.Parameter(torch.ones(6))
+    optimizer, closure = alone(weight, lambda w: w.sum(), make, lr=0.1, momentum=0.9, fused=True)
+    optimizer.step(closure)
+    weight.data = torch.ones(4)
+    weight.grad = None
+    with pytest.raises(UserInputError, match=r"got \(4,\) with momentum_buffer of \(6,\)"):
+        optimizer.step(closure)
+
+
 @every_base
 def test_a_gradient_from_before_a_parameter_was_resized_is_refused(base: Any, settings: dict[str, Any]) -> None:
     weight = nn.Parameter(torch.ones(2))

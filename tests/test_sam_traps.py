@@ -166,6 +166,51 @@ def test_gradients_that_only_one_pass_has_leave_nothing_moved(make: Any):
 
 
 @not_naive(sam, naive_sam)
+def test_a_gradient_that_only_the_second_pass_has_meets_no_older_move(make: Any):
+    model, used = nn.Linear(3, 3), [True, True, False, True]
+    before = model.weight.detach().clone()
+    optimizer = make(model, rho=0.5, lr=0.1, momentum=0.0)
+
+    def closure() -> Tensor:
+        model.bias.sum().backward()
+        if used.pop(0):
+            model.weight.sum().backward()
+        return torch.zeros(())
+
+    optimizer.step(closure)
+    optimizer.step(closure)
+    torch.testing.assert_close(model.weight.detach(), before - 0.2, rtol=0, atol=1e-12)
+
+
+class SwappingSAM(NaiveSAM):
+    """Puts back other tensors, not their values."""
+
+    @torch.no_grad()
+    def first_step(self, **settings: Any) -> None:
+        self.kept = [(one, one.detach().clone()) for group in self.param_groups for one in group["params"]]
+        super().first_step(**settings)
+
+    def restore(self) -> None:
+        for one, kept in self.kept:
+            one.data = kept
+
+
+@not_naive(SAM, SwappingSAM)
+def test_views_of_the_weights_follow_them(make: Any):
+    weight = nn.Parameter(torch.ones(4))
+    view = weight.detach()[1:]
+    optimizer, closure = alone(weight, lambda w: w.square().sum(), make, lr=0.1)
+    optimizer.step(closure)
+    assert torch.equal(view, weight[1:]) and not torch.equal(view, torch.ones(3))
+
+
+@not_naive(sam, naive_sam)
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_bases_are_fused_which_torch_makes_no_default(make: Any, base: Any):
+    assert make(net(), base).base.param_groups[0]["fused"]
+
+
+@not_naive(sam, naive_sam)
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_a_first_gradient_that_is_not_finite_does_no_harm(make: Any, bad: float):
     model = net()

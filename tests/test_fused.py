@@ -91,6 +91,20 @@ def test_a_view_with_gaps_is_not_fused() -> None:
     assert whole.tolist() == [[-1.0, -1.0, 0.0, 0.0]] * 3
 
 
+@every_base
+def test_sparse_gradients_of_a_fused_base_are_refused_with_the_remedy(base: Any, settings: dict[str, Any]) -> None:
+    model = nn.Linear(2, 3)
+    optimizer, before = sam(model, base, lr=0.1, **settings), state_of(model)
+
+    def closure() -> Tensor:
+        nn.functional.embedding(torch.tensor([1]), model.weight, sparse=True).sum().backward()
+        return torch.zeros(())
+
+    with pytest.raises(UserInputError, match="fused=True needs dense gradients, got a sparse one; use fused=False"):
+        optimizer.step(closure)
+    assert same(before, state_of(model))
+
+
 # --- tensors of another size
 
 

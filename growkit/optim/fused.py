@@ -25,7 +25,8 @@ def fitted(base: Optimizer) -> AbstractContextManager[None]:
     """Lay out what a fused base reads side by side in memory, and split groups inside the block where it must.
 
     Raises:
-        UserInputError: state has another shape than its parameter, or a parameter does not fill its memory.
+        UserInputError: state or a gradient has another shape than its parameter, or is sparse, or a parameter does
+            not fill its memory.
     """
     groups = base.param_groups
     if not isinstance(base, FUSED) or not any([group.get("fused") for group in groups]):
@@ -66,8 +67,10 @@ def _lay_out(owner: str, parameter: Tensor, state: dict[str, Any]) -> None:
             )
         if not (plain and value.is_contiguous()):
             state[name] = _beside(value, parameter)
-    if gradient is None or gradient.layout != torch.strided:
+    if gradient is None:
         return
+    if gradient.layout != torch.strided:
+        raise UserInputError(f"{owner} with fused=True needs dense gradients, got a sparse one; use fused=False")
     if gradient.shape != shape:
         raise UserInputError(
             f"{owner} needs gradients of the shape of their parameter, got {tuple(gradient.shape)} for one of "

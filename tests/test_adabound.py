@@ -212,6 +212,16 @@ def test_a_group_that_joins_late_trains_and_begins_as_all_others_did(make: Any) 
     assert late.detach().tolist() == pytest.approx([0.98] * 3, abs=1e-12)  # a first step of Adam is as long as its rate
 
 
+@not_naive(AdaBound, NaiveAdaBound)
+def test_a_parameter_that_gets_its_gradients_late_begins_as_all_others_did(make: Any) -> None:
+    early, late = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = make([early, late], lr=0.01, eps=0.0)
+    trained(optimizer, [early])
+    optimizer.param_groups[0]["lr"], late.grad = 0.01, torch.ones(3)
+    optimizer.step()
+    assert late.detach().tolist() == pytest.approx([0.99] * 3, abs=1e-12)
+
+
 @not_naive(AdaBound, NaiveAdaBound, AttributeError, AssertionError)
 def test_the_rate_that_bounds_belong_to_is_saved(make: Any) -> None:
     parameters = weights()
@@ -323,8 +333,9 @@ def test_a_group_of_its_own_is_checked_too() -> None:
         AdaBound([{"params": weights(), "gamma": -1}])
 
 
+@not_naive(AdaBound, NaiveAdaBound, RuntimeError, pytest.fail.Exception)
 @pytest.mark.parametrize("kind", ["sparse", "complex"])
-def test_gradients_that_are_sparse_or_complex_are_refused(kind: str) -> None:
+def test_gradients_that_are_sparse_or_complex_are_refused(make: Any, kind: str) -> None:
     if kind == "sparse":
         module = nn.Embedding(4, 2, sparse=True)
         module(torch.tensor([1])).sum().backward()
@@ -335,5 +346,5 @@ def test_gradients_that_are_sparse_or_complex_are_refused(kind: str) -> None:
     other = nn.Parameter(torch.ones(2))
     other.grad = torch.ones(2)
     with pytest.raises(UserInputError, match=f"AdaBound needs dense real gradients, got a {kind} one of shape"):
-        AdaBound([other, weight]).step()
+        make([other, weight]).step()
     assert other.tolist() == [1.0, 1.0]

@@ -53,10 +53,11 @@ def test_a_norm_is_over_all_groups_or_over_each(scope: Any, lengths: list[float]
     assert [one.item(), other.item()] == pytest.approx(lengths)
 
 
-def test_the_radius_follows_a_schedule():
+@not_naive(SAM, NaiveSAM)
+def test_the_radius_follows_a_schedule(make: Any):
     for schedule, expected in ((lambda t: 0.5**t, [0.1, 0.05, 0.025]), ("lr", [0.1, 0.01, 0.001])):
         weight = nn.Parameter(torch.zeros(1))
-        optimizer, _ = alone(weight, lambda w: w.sum(), rho=0.1, lr=0.4, schedule=schedule)
+        optimizer, _ = alone(weight, lambda w: w.sum(), make, rho=0.1, lr=0.4, schedule=schedule)
         for radius in expected:
             weight.grad = torch.ones(1)
             at = weight.item()
@@ -104,15 +105,23 @@ def test_it_goes_on_from_its_saved_state_bit_for_bit(make: Any, base: Any):
     form: Any = {"interval": 2, "schedule": lambda t: 1 / (1 + t)}
     whole, parts = net(), net()
     train(make(whole, base, **form), whole, 9)
-    optimizer = sam(parts, base, **form)
+    optimizer = make(parts, base, **form)
     train(optimizer, parts, 5)
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
-    fresh = sam(parts, base, **form)
+    fresh = make(parts, base, **form)
     fresh.load_state_dict(torch.load(file, weights_only=True))
     train(fresh, parts, 4, first=5)
     assert same(state_of(whole), state_of(parts))
+
+
+@not_naive(sam, naive_sam)
+def test_nothing_but_the_state_of_the_base_is_kept_from_step_to_step(make: Any):
+    model = net()
+    optimizer = make(model)
+    train(optimizer, model, 2)
+    assert all(memory.keys() == {"momentum_buffer"} for memory in optimizer.state_dict()["state"].values())
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])

@@ -94,6 +94,21 @@ def test_weight_decay_does_not_turn_the_ascent():
     assert same(moved[0], moved[1]) and not same(moved[0], moved[2])
 
 
+@not_naive(sam, naive_sam)
+@pytest.mark.filterwarnings("default")  # those of a compiler are not ours
+def test_steps_inside_a_compiled_function_are_those_outside_and_make_no_new_graphs(make: Any):
+    model, other, counters = net(), net(), torch._dynamo.utils.counters  # pyright: ignore[reportAttributeAccessIssue]
+    inside, outside = make(model), sam(other)
+    compiled = torch.compile(lambda x, y: inside.step(closure_of(model, x, y)), backend="eager")
+    for t in range(6):
+        if t == 3:
+            counters.clear()
+        torch.manual_seed(t)
+        compiled(*batch(t))
+        train(outside, other, 1, first=t)
+    assert same(state_of(model), state_of(other)) and not counters["stats"]["unique_graphs"]
+
+
 # --- restoring
 
 
@@ -148,6 +163,51 @@ def test_gradients_that_only_one_pass_has_leave_nothing_moved(make: Any):
     after = state_of(model)
     assert torch.equal(before["a.weight"], after["a.weight"])  # no gradient in the second pass: the base leaves it
     assert not torch.equal(before["b.weight"], after["b.weight"])
+
+
+@not_naive(sam, naive_sam)
+def test_a_gradient_that_only_the_second_pass_has_meets_no_older_move(make: Any):
+    model, used = nn.Linear(3, 3), [True, True, False, True]
+    before = model.weight.detach().clone()
+    optimizer = make(model, rho=0.5, lr=0.1, momentum=0.0)
+
+    def closure() -> Tensor:
+        model.bias.sum().backward()
+        if used.pop(0):
+            model.weight.sum().backward()
+        return torch.zeros(())
+
+    optimizer.step(closure)
+    optimizer.step(closure)
+    torch.testing.assert_close(model.weight.detach(), before - 0.2, rtol=0, atol=1e-12)
+
+
+class SwappingSAM(NaiveSAM):
+    """Puts back other tensors, not their values."""
+
+    @torch.no_grad()
+    def first_step(self, **settings: Any) -> None:
+        self.kept = [(one, one.detach().clone()) for group in self.param_groups for one in group["params"]]
+        super().first_step(**settings)
+
+    def restore(self) -> None:
+        for one, kept in self.kept:
+            one.data = kept
+
+
+@not_naive(SAM, SwappingSAM)
+def test_views_of_the_weights_follow_them(make: Any):
+    weight = nn.Parameter(torch.ones(4))
+    view = weight.detach()[1:]
+    optimizer, closure = alone(weight, lambda w: w.square().sum(), make, lr=0.1)
+    optimizer.step(closure)
+    assert torch.equal(view, weight[1:]) and not torch.equal(view, torch.ones(3))
+
+
+@not_naive(sam, naive_sam)
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_bases_are_fused_which_torch_makes_no_default(make: Any, base: Any):
+    assert make(net(), base).base.param_groups[0]["fused"]
 
 
 @not_naive(sam, naive_sam)

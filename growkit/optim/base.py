@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from growkit.errors import UserInputError
+from growkit.optim.blocks import is_dense
 
 __all__ = ["base_of"]
 
@@ -74,11 +75,14 @@ FORMS = {"fused", "foreach", "capturable", "differentiable"}
 def _fused(base: type, params: list[Any], settings: Mapping[str, Any], model: nn.Module | None) -> Mapping[str, Any]:
     """The settings, with fused=True where torch has one kernel for a step and nobody chose another form.
 
-    That kernel takes no sparse gradients, and whether there will be some only a model tells.
+    That kernel takes no views with gaps and no sparse gradients, and whether there will be some only a model tells.
     """
     if model is None or base not in FUSED or FORMS & {*settings}:
         return settings
-    able = all(one.is_floating_point() and one.device.type in ("cpu", "cuda") for one in _tensors(params))
+    able = all(
+        one.is_floating_point() and one.device.type in ("cpu", "cuda") and (one.is_contiguous() or is_dense(one))
+        for one in _tensors(params)
+    )
     sparse = any(getattr(module, "sparse", False) for module in model.modules())
     return {**settings, "fused": True} if able and not sparse else settings
 

@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-__all__ = ["complete_momenta", "step_base"]
+from growkit.optim.blocks import are_even
+from growkit.optim.fused import fitted
+
+__all__ = ["step_base"]
 
 
 def step_base(base: Optimizer) -> None:
@@ -25,24 +28,11 @@ def step_base(base: Optimizer) -> None:
     bare = _is_bare(base)
     if bare and SGD_IS_KNOWN and type(base) is SGD and _by_kernel(base):
         return
-    complete_momenta(base)
-    if bare:
-        type(base).step.__wrapped__(base)  # type: ignore[attr-defined]
-    else:
-        base.step()
-
-
-def complete_momenta(base: Optimizer) -> None:
-    """Torch's fused SGD fails where some parameters of a group have momentum and others none yet; 0 is as none."""
-    groups, state = base.param_groups, base.state
-    if not isinstance(base, SGD) or len(state) == sum(len(group["params"]) for group in groups):
-        return
-    for group in groups:
-        begun = {one for one in group["params"] if state.get(one, {}).get("momentum_buffer") is not None}
-        if group["fused"] and group["momentum"] and begun:
-            for one in group["params"]:
-                if one not in begun and one.grad is not None:
-                    state[one]["momentum_buffer"] = torch.zeros_like(one, requires_grad=False)
+    with fitted(base):
+        if bare:
+            type(base).step.__wrapped__(base)  # type: ignore[attr-defined]
+        else:
+            base.step()
 
 
 FRAME = Optimizer.profile_hook_step(lambda optimizer: None).__code__  # of what torch makes of a step
@@ -71,7 +61,9 @@ def _by_kernel(base: SGD) -> bool:
         if (lists := _alike(group, base.state)) is None:
             return False
         calls.append((group, lists))
-    with torch.set_grad_enabled(False):
+    enabled = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(False)  # no_grad() costs as much as a small kernel
+    try:
         for group, lists in calls:
             torch._fused_sgd_(
                 *lists,
@@ -83,26 +75,37 @@ def _by_kernel(base: SGD) -> bool:
                 maximize=group["maximize"],
                 is_first_step=False,
             )
+    finally:
+        torch._C._set_grad_enabled(enabled)
     return True
 
 
 def _alike(group: dict[str, Any], state: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
-    """Parameters, gradients and momenta of a group, if there are any, all of one type on a CPU; else None."""
+    """Parameters, gradients and momenta of a group, if there are any, as one kernel on a CPU takes them; else None."""
     if not group["fused"] or isinstance(group["lr"], Tensor) or isinstance(group["weight_decay"], Tensor):
         return None
-    lists: tuple[list[Tensor], list[Tensor], list[Tensor]] = [], [], []
+    parameters: list[Tensor] = []
+    gradients: list[Tensor] = []
+    momenta: list[Tensor] = []
     kept, dtype = bool(group["momentum"]), None
     for parameter in group["params"]:
         if (gradient := parameter.grad) is None:
             continue
-        momentum = state.get(parameter, {}).get("momentum_buffer") if kept else gradient
-        if momentum is None or gradient.layout != torch.strided:
+        if parameter.dtype is not dtype:
+            if dtype is not None:
+                return None
+            dtype = parameter.dtype
+        momentum = state.get(parameter, NOTHING).get("momentum_buffer") if kept else gradient
+        if momentum is None or not parameter.is_cpu or momentum.numel() != parameter.numel():
             return None
-        dtype = dtype or parameter.dtype
-        if parameter.dtype != dtype or not parameter.is_cpu:
+        # a sparse gradient is not contiguous
+        side_by_side = parameter.is_contiguous() and gradient.is_contiguous() and momentum.is_contiguous()
+        if not (side_by_side or are_even((parameter, gradient, momentum))):
             return None
-        lists[0].append(parameter)
-        lists[1].append(gradient)
-        if kept:
-            lists[2].append(momentum)
-    return lists if dtype else None
+        parameters.append(parameter)
+        gradients.append(gradient)
+        momenta.append(momentum)
+    return (parameters, gradients, momenta if kept else []) if dtype else None
+
+
+NOTHING: dict[str, Any] = {}

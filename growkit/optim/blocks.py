@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["are_even", "blocks", "flat", "scratch"]
+__all__ = ["are_even", "blocks", "flat", "is_dense", "scratch"]
 
 BLOCK = 262_144  # entries; smaller blocks stay in nearer caches, but every operation on one costs a call
 SCRATCH = threading.local()
@@ -36,7 +36,7 @@ def are_even(tensors: Sequence[Tensor]) -> bool:
         if one.dtype != first.dtype:
             return False
         contiguous = contiguous and one.is_contiguous()
-    return contiguous or (_is_dense(first) and all(one.stride() == first.stride() for one in tensors))
+    return contiguous or (is_dense(first) and all(one.stride() == first.stride() for one in tensors))
 
 
 def flat(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -49,6 +49,7 @@ def blocks(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(one.split(BLOCK) for one in flat(tensors)), strict=True)
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor fills a stretch of memory, in any order; not asked of one without entries."""
     span = 1 + sum((extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return span == tensor.numel()

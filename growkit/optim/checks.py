@@ -14,7 +14,7 @@ from torch import Tensor
 
 from growkit.errors import UserInputError
 
-__all__ = ["Range", "check_choice", "check_ranges", "check_state", "check_whole"]
+__all__ = ["MOMENTS", "Range", "check_choice", "check_ranges", "check_state", "check_whole"]
 
 
 @dataclass(frozen=True)

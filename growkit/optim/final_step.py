@@ -1,4 +1,4 @@
-"""The step of a base optimizer with final gradients: clipped, through a gradient scaler, its momenta complete."""
+"""The step of a base optimizer with final gradients: clipped, through a gradient scaler."""
 
 # torch has no public names for its operations on lists
 # pyright: reportPrivateImportUsage=false
@@ -15,7 +15,8 @@ from torch.amp.grad_scaler import OptState
 
 from growkit.errors import UserInputError
 from growkit.optim.ascent import LEAST, Pull, as_reals, in_units, largest_entry, norm_of
-from growkit.optim.base_step import complete_momenta, step_base
+from growkit.optim.base_step import step_base
+from growkit.optim.fused import fitted
 
 __all__ = ["Scaler", "final_step", "tell_overflow", "usable"]
 
@@ -54,8 +55,8 @@ def final_step(base: torch.optim.Optimizer, trained: Sequence[Tensor], clip: flo
     if scaler is None:
         step_base(base)
     else:
-        complete_momenta(base)
-        _step_scaled(base, trained, scaler)
+        with fitted(base):
+            _step_scaled(base, trained, scaler)
 
 
 def tell_overflow(base: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
@@ -93,7 +94,7 @@ def _norm(gradients: Iterable[Tensor]) -> float:
 
 def _step_scaled(base: torch.optim.Optimizer, trained: Sequence[Tensor], scaler: torch.amp.GradScaler) -> None:
     """A fused step that finds an overflow leaves momenta that it never wrote to, if they are new: they go again."""
-    known = set(base.state)
+    known = {parameter for parameter, memory in base.state.items() if memory}
     scaler.step(base)
     new = [parameter for parameter in trained if parameter not in known]
     if new and not all(_is_finite(parameter.grad) for parameter in trained):

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from growkit.errors import UserInputError
+from growkit.optim.apart import apart
 from growkit.optim.checks import Range, check_choice, check_ranges, check_whole
 from growkit.optim.displacement import Displacement
 from growkit.optim.exact import exact_gradient
@@ -340,13 +341,13 @@ class SAM(Wrapping):
         if zero_grad:
             self.zero_grad()
 
+    @apart
     def restore(self) -> None:
         """Put the weights back to where they were before the first pass, bit for bit; nothing if they are there."""
         buffers, self._between, self._used = self._between, None, None
-        with torch.set_grad_enabled(False):
-            self._displacement.restore()
-            if buffers is not None:
-                buffers.restore()
+        self._displacement.restore()
+        if buffers is not None:
+            buffers.restore()
 
     def _finish(self, trained: list[Tensor], scaler: Scaler, finite: bool) -> None:
         self.steps += 1
@@ -360,21 +361,21 @@ class SAM(Wrapping):
                 warnings.warn(message, stacklevel=4)
             self.skipped += 1
 
+    @apart
     def _move(self, scaler: Scaler) -> bool:
         """Move the weights to where the loss is largest, to first order; False where a gradient is not finite."""
         scale = 1.0 if scaler is None else scaler.get_scale()
-        with torch.set_grad_enabled(False):
-            moves = self.neighbourhood.moves(self.param_groups, self.steps, scale)
-            if self._is_local():
-                moves = self._agreed(moves)
-            if moves is None:
-                return False
-            self._between = KeptBuffers(self.model)
-            try:
-                self._displacement.move(moves)
-            except BaseException:  # also an interrupt
-                self.restore()
-                raise
+        moves = self.neighbourhood.moves(self.param_groups, self.steps, scale)
+        if self._is_local():
+            moves = self._agreed(moves)
+        if moves is None:
+            return False
+        self._between = KeptBuffers(self.model)
+        try:
+            self._displacement.move(moves)
+        except BaseException:  # also an interrupt
+            self.restore()
+            raise
         return True
 
     def _agreed(self, moves: Moves | None) -> Moves | None:

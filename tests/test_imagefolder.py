@@ -56,6 +56,27 @@ def test_grey_has_one_channel(folder: Path):
     assert load_data(settings(folder, mode="grey")).input_shape == (1, 7, 9)
 
 
+@pytest.mark.parametrize("mode", ["rgb", "grey"])
+def test_of_16_bits_the_upper_8_are_read(folder: Path, mode: str):
+    deep = np.arange(63, dtype=np.uint16).reshape(7, 9) * 1040
+    Image.fromarray(deep).save(folder / "cat" / "000.png")
+    inputs, _ = in_order(load_data(settings(folder, mode=mode)))
+    assert (inputs[0].numpy() == deep >> 8).all()
+
+
+def test_numbers_without_a_scale_are_refused(folder: Path):
+    Image.fromarray(np.ones((7, 9), np.float32)).save(folder / "cat" / "x.tif")
+    with pytest.raises(DataError, match=r"cat/x.tif: .*float32 pixels from 1.0 to 1.0, wanted 8 or 16 bits"):
+        load_data(settings(folder))
+
+
+def test_files_of_other_kinds_are_said(folder: Path):
+    for name in ("moving.gif", "Thumbs.db", ".hidden"):
+        (folder / "cat" / name).write_bytes(b"")
+    (note,) = load_data(settings(folder)).notes
+    assert note.endswith("animals: 1 files are not read, for their extensions: cat/moving.gif")
+
+
 # --- the cache
 
 

@@ -19,7 +19,7 @@ from growkit.folders import cache_folder
 
 __all__ = ["Packed", "cache_file", "read_packed", "write_packed"]
 
-VERSION = 1
+VERSION = 2  # of how images are decoded
 
 
 @dataclass(frozen=True, eq=False)

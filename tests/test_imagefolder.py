@@ -124,6 +124,14 @@ def test_a_file_less_or_more_is_noticed(folder: Path, decoded: list[str], change
     assert len(decoded) in (36 + 35, 36 + 37)
 
 
+def test_a_cache_of_what_the_folder_was_does_not_stay(folder: Path):
+    for size in (None, 5):
+        load_data(settings(folder, size=size))
+    (folder / "dog" / "003.png").unlink()
+    load_data(settings(folder))
+    assert len(list((folder.parent / "cache").iterdir())) == 2
+
+
 def test_other_settings_have_a_cache_of_their_own(folder: Path, decoded: list[str]):
     shapes = [load_data(settings(folder, size=size)).input_shape for size in (None, 5, None)]
     assert shapes == [(3, 7, 9), (3, 5, 5), (3, 7, 9)] and len(decoded) == 72

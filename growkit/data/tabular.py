@@ -98,8 +98,8 @@ def read_table(path: Path, delimiter: str = ",", setting: str = "data.path") -> 
     except OSError as error:
         raise DataError(f"{path}: {setting} must name a CSV file that can be read, got: {error.strerror}") from error
     check_utf8(path, content, "a table")
+    reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), delimiter=delimiter, strict=True)
     try:
-        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), delimiter=delimiter, strict=True)
         header = [name.strip() for name in next(reader, [])]
         rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:

@@ -159,6 +159,9 @@ def _tensor(where: str, value: Any) -> Tensor:
     )
 
 
+CHANNELS = (1, 3, 4)  # of images as most files hold them
+
+
 def _inputs(where: str, inputs: Tensor) -> Tensor:
     if inputs.dim() < 2 or inputs.is_complex():
         raise DataError(f"{where}: inputs must be [N, ...], got {inputs.dtype} {list(inputs.shape)}")
@@ -166,6 +169,11 @@ def _inputs(where: str, inputs: Tensor) -> Tensor:
         raise DataError(
             f"{where}: uint8 inputs must be images [N, C, H, W], got {list(inputs.shape)}; add the channel with "
             "inputs[:, None], or convert what is no image to float32"
+        )
+    if inputs.dtype == torch.uint8 and inputs.shape[1] > CHANNELS[-1] and inputs.shape[3] in CHANNELS:
+        raise DataError(
+            f"{where}: images must have their channels first, [N, C, H, W], got {list(inputs.shape)}; "
+            "inputs.permute(0, 3, 1, 2) puts them there"
         )
     if not inputs.is_floating_point():
         return inputs if inputs.dtype == torch.uint8 else inputs.long()

@@ -50,6 +50,14 @@ def test_parts_of_their_own_are_taken_as_they_are(tmp_path: Path):
     data = load_data(settings(tmp_path / "animals"))
     assert [len(data.splits[name]) for name in ("validate", "test")] == [12, 15]
     assert len(data.train) + len(data.diagnose) + len(data.accept) == 30
+    with pytest.raises(DataError, match=r"split\.validate must be left out where validate data are given, got 0\.3"):
+        load_data(settings(tmp_path / "animals", split={"validate": 0.3}))
+
+
+def test_a_single_class_is_refused(tmp_path: Path):
+    write_images(tmp_path / "all" / "animals")  # a folder too high
+    with pytest.raises(DataError, match="at least two classes to tell apart, got one"):
+        load_data(settings(tmp_path / "all"))
 
 
 def test_grey_has_one_channel(folder: Path):

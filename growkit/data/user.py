@@ -81,9 +81,8 @@ def source_from_user(name: str, train: Any, validate: Any = None, test: Any = No
     }
     for part, read in own.items():
         _check_alike(name, pool, part, read)
-        share = split.validate_ if part == "validate" else split.test
-        if share and (part if part == "test" else "validate_") in split.model_fields_set:
-            raise DataError(f"split.{part} must be left out where {part} data are given, got {share:g}")
+    if test is not None and split.test:
+        raise DataError(f"split.test must be left out where test data are given, got {split.test:g}")
     source = Source(name, pool, own, _vocabulary(name, pool, own))
     if source.task == CLASSIFICATION:
         check_classes(f"data {name!r}", "train targets", pool.targets, {f"{k} targets": own[k].targets for k in own})

@@ -70,7 +70,7 @@ def read_pairs(settings: TextPairSettings) -> Source:
         longest = max(map(len, parts)) + 1
         if longest <= length:
             pairs.append(parts)
-        elif settings.skip_long:
+        elif settings.skip_long or settings.path is None:
             skipped += 1
         else:
             raise DataError(

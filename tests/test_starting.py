@@ -215,6 +215,13 @@ def test_a_rare_class_leaves_less_to_hold_out():
     assert (split["validate"], split["diagnose"], split["accept"]) == (0.1, 0.0, 0.0)
 
 
+def test_classes_so_rare_that_nothing_can_be_held_out_is_said():
+    table("rare.csv", "a,y", lambda k: f"{k},{f'rare{k}' if k < 6 else 'often'}", rows=60)
+    made = decided("rare.csv")
+    assert made.values["data"]["split"]["test"] == 0.0
+    assert "no samples are held out for test and validate, for some classes have too few" in made.notes
+
+
 def test_a_second_table_is_for_the_test():
     Path("data").mkdir()
     for name in ("train", "test"):

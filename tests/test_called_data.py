@@ -126,6 +126,12 @@ def test_a_share_of_a_split_that_is_given_must_be_left_out():
         load("mapped", {"parts": ["train", "validate"]}, split=SplitSettings(validate=0.2))
 
 
+def test_recorded_settings_give_the_same_data_once_more():
+    parts = {"parts": ["train", "validate"]}
+    recorded = SplitSettings(**SplitSettings().model_dump(by_alias=True))  # as config.yaml has them: all are set
+    assert load("mapped", parts).fingerprint() == load("mapped", parts, split=recorded).fingerprint()
+
+
 def test_the_nearest_module_is_named():
     with pytest.raises(DataError, match=r"No module named 'test_caled_data'; .*did you mean 'test_called_data'\?"):
         load_data(CallableDataSettings(name="test_caled_data:tensors"))

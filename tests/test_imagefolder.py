@@ -50,10 +50,39 @@ def test_parts_of_their_own_are_taken_as_they_are(tmp_path: Path):
     data = load_data(settings(tmp_path / "animals"))
     assert [len(data.splits[name]) for name in ("validate", "test")] == [12, 15]
     assert len(data.train) + len(data.diagnose) + len(data.accept) == 30
+    with pytest.raises(DataError, match=r"split\.validate must be left out where validate data are given, got 0\.3"):
+        load_data(settings(tmp_path / "animals", split={"validate": 0.3}))
+
+
+def test_a_single_class_is_refused(tmp_path: Path):
+    write_images(tmp_path / "all" / "animals")  # a folder too high
+    with pytest.raises(DataError, match="at least two classes to tell apart, got one"):
+        load_data(settings(tmp_path / "all"))
 
 
 def test_grey_has_one_channel(folder: Path):
     assert load_data(settings(folder, mode="grey")).input_shape == (1, 7, 9)
+
+
+@pytest.mark.parametrize("mode", ["rgb", "grey"])
+def test_of_16_bits_the_upper_8_are_read(folder: Path, mode: str):
+    deep = np.arange(63, dtype=np.uint16).reshape(7, 9) * 1040
+    Image.fromarray(deep).save(folder / "cat" / "000.png")
+    inputs, _ = in_order(load_data(settings(folder, mode=mode)))
+    assert (inputs[0].numpy() == deep >> 8).all()
+
+
+def test_numbers_without_a_scale_are_refused(folder: Path):
+    Image.fromarray(np.ones((7, 9), np.float32)).save(folder / "cat" / "x.tif")
+    with pytest.raises(DataError, match=r"cat/x.tif: .*float32 pixels from 1.0 to 1.0, wanted 8 or 16 bits"):
+        load_data(settings(folder))
+
+
+def test_files_of_other_kinds_are_said(folder: Path):
+    for name in ("moving.gif", "Thumbs.db", ".hidden"):
+        (folder / "cat" / name).write_bytes(b"")
+    (note,) = load_data(settings(folder)).notes
+    assert note.endswith("animals: 1 files are not read, for their extensions: cat/moving.gif")
 
 
 # --- the cache
@@ -101,6 +130,14 @@ def test_a_file_less_or_more_is_noticed(folder: Path, decoded: list[str], change
     change(folder)
     load_data(settings(folder))
     assert len(decoded) in (36 + 35, 36 + 37)
+
+
+def test_a_cache_of_what_the_folder_was_does_not_stay(folder: Path):
+    for size in (None, 5):
+        load_data(settings(folder, size=size))
+    (folder / "dog" / "003.png").unlink()
+    load_data(settings(folder))
+    assert len(list((folder.parent / "cache").iterdir())) == 2
 
 
 def test_other_settings_have_a_cache_of_their_own(folder: Path, decoded: list[str]):

@@ -395,6 +395,12 @@ def test_bad_input_ends_with_code_2_and_says_what_to_do(arguments: list[str], me
     assert re.search(message, refused(*arguments)), refused(*arguments)
 
 
+@pytest.mark.parametrize(("model", "shape"), [("lstm", [2, 128]), ("gpt", [2, 128]), ("seq2seq", [2, 2, 64])])
+def test_a_model_of_tokens_is_shown_on_tokens(model: str, shape: list[int]):
+    done = run(model, "model.width=0.25", "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["input_shapes"] == [shape]
+
+
 def test_an_unknown_model_of_torchvision_is_named_with_its_neighbours():
     pytest.importorskip("torchvision")
     assert "did you mean torchvision:resnet18" in refused("torchvision:resnt18")

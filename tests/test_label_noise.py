@@ -19,7 +19,7 @@ from growkit.config.data import (
     TeacherSettings,
     TextSettings,
 )
-from growkit.data import SPLITS, Data, data_from_user, load_data
+from growkit.data import SPLITS, Data, load_data
 from growkit.data.label_noise import noisy_labels
 from growkit.data.splits import nested_share
 from growkit.errors import DataError
@@ -148,11 +148,6 @@ def test_an_empty_split_cannot_be_noisy():
         DataError, match=r"label_noise\.splits must name splits with samples, got 'accept', which is empty"
     ):
         noisy(splits=("train", "accept"), data={"split": SplitSettings(accept=0.0)})
-
-
-def test_one_class_has_no_wrong_label():
-    with pytest.raises(DataError, match=r"data\.label_noise needs a second class to change labels to, got one"):
-        data_from_user((torch.rand(40, 2), torch.zeros(40).long()), label_noise=LabelNoiseSettings(rate=0.2))
 
 
 # --- a share of train

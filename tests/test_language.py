@@ -228,7 +228,7 @@ def test_pairs_are_padded_and_shifted(tmp_path: Path):
 
 
 def test_names_and_docstrings_are_the_default():
-    data = load_data(TextPairSettings(skip_long=True))
+    data = load_data(TextPairSettings())
     assert data.task == "pairs" and sum(len(split) for split in data.splits.values()) > 1900
     assert any("longer than data.length 64 were left out" in note for note in data.notes)
 

@@ -14,7 +14,7 @@ from torch import nn
 import growkit
 from growkit.config import config_from_overrides
 from growkit.config.models import CallableModelSettings
-from growkit.errors import ModelError
+from growkit.errors import ModelError, UserInputError
 from growkit.models import build_model
 from growkit.rng import isolated
 
@@ -67,7 +67,7 @@ class Harmful:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (pickle.dumps({"features.0.weight": Harmful()}), "must hold tensors alone, for other objects may run code"),
+        (pickle.dumps({"features.0.weight": Harmful()}), "of tensors alone, for other objects may run code"),
         (b"no weights at all", "weights.pt: model.weights"),
         (None, "there is none"),
     ],
@@ -88,6 +88,28 @@ def test_weights_of_another_model_are_named(tmp_path: Path):
     save_file(nn.Linear(3, 2).state_dict(), path := tmp_path / "weights.safetensors")
     with pytest.raises(ModelError, match=r"features.0.weight is missing from the file.*; and \d+ more"):
         build(weights=str(path))
+
+
+def test_names_that_a_wrapper_made_longer_are_explained(tmp_path: Path):
+    torch.save({f"module.{name}": value for name, value in other_weights().items()}, path := tmp_path / "weights.pt")
+    with pytest.raises(ModelError, match=r"DataParallel put 'module.' before every name"):
+        build(weights=str(path))
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path):
+    state = other_weights()
+    state["features.0.bias"][3] = float("nan")
+    save_file(state, path := tmp_path / "weights.safetensors")
+    with pytest.raises(ModelError, match=r"weights.safetensors: .* but features.0.bias holds NaN"):
+        build(weights=str(path))
+
+
+def test_exceptions_without_effect_are_refused(tmp_path: Path):
+    save_file(other_weights(), path := tmp_path / "weights.safetensors")
+    with pytest.raises(ModelError, match=r"weights_except must fit names of weights, but 'fc.\*' fits none"):
+        build(weights=str(path), weights_except=["classifier.*", "fc.*"])
+    with pytest.raises(UserInputError, match="weights_except goes with weights"):
+        config_from_overrides({"model": {"name": NAME, "weights_except": ["classifier.*"]}})
 
 
 @pytest.mark.parametrize(

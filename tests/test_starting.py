@@ -215,6 +215,13 @@ def test_a_rare_class_leaves_less_to_hold_out():
     assert (split["validate"], split["diagnose"], split["accept"]) == (0.1, 0.0, 0.0)
 
 
+def test_classes_so_rare_that_nothing_can_be_held_out_is_said():
+    table("rare.csv", "a,y", lambda k: f"{k},{f'rare{k}' if k < 6 else 'often'}", rows=60)
+    made = decided("rare.csv")
+    assert made.values["data"]["split"]["test"] == 0.0
+    assert "no samples are held out for test and validate, for some classes have too few" in made.notes
+
+
 def test_a_second_table_is_for_the_test():
     Path("data").mkdir()
     for name in ("train", "test"):
@@ -317,7 +324,7 @@ def test_a_class_without_images():
     ("content", "message"),
     [
         (b"a,b,y\n1,2,3\n1,2\n", "t.csv:3: a row must have 3 cells as the header has, got 2"),
-        (b"a,y\ncaf\xe9,1\n", "t.csv: a table must be UTF-8, got byte 0xe9"),
+        (b"a,y\ncaf\xe9,1\n", "t.csv:2: a table must be UTF-8, but byte 7 is 0xe9"),
         (b"", "t.csv:1: the first line must name every column once"),
         (b",a,y\n0,1,2\n", "pandas writes a column without a name, unless to_csv gets index=False"),
         (b"a,y\n1,5\n2,5\n3,5\n", "column 'y' has the same value in all rows"),

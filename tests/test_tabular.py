@@ -101,8 +101,13 @@ def test_a_table_of_its_own_to_test_on(tmp_path: Path):
         ([*rows(), "1.0,red,7"], r"things.csv:62: a row must have 4 cells as the header has, got 3"),
         ([*rows(), "1.0,,7,tall"], r"things.csv:62: column 'colour' must have a value in every row.*data.ignore"),
         ([], "must have rows below its header"),
+        (
+            [*rows(), "NA,red,7,tall"],
+            r"things.csv:62: column 'height' must hold finite numbers, as most .*ignore",
+        ),
+        ([*rows(), "1e39,red,7,tall"], "things.csv:62: column 'height' must hold finite numbers of at most 3.4e.38"),
     ],
-    ids=["ragged", "empty cell", "no rows"],
+    ids=["ragged", "empty cell", "no rows", "a gap", "too large"],
 )
 def test_a_wrong_row_is_named_by_its_line(tmp_path: Path, lines: list[str], message: str):
     settings = table(tmp_path)
@@ -118,9 +123,12 @@ def test_a_wrong_row_is_named_by_its_line(tmp_path: Path, lines: list[str], mess
         ({"ignore": ["id", "height", "colour"]}, "there must be a column to predict from"),
         (
             {"target": "colour", "task": "regression"},
-            "things.csv:2: column 'colour' must hold a finite number, got 'blue'",
+            "things.csv:2: column 'colour' must hold finite numbers of at most 3.4e.38, got 'blue'",
         ),
-        ({"delimiter": ";"}, "data.target must name a column, got 'kind'"),
+        ({"delimiter": ";"}, "data.target must name a column, got 'kind'; data.delimiter may be ','"),
+        ({"ignore": ["kind"]}, "must have one part, but .* name 'kind' twice"),
+        ({"categories": ["id"]}, "must have one part, but .* name 'id' twice"),
+        ({"test_path": "no.csv"}, "no.csv: data.test_path must name a CSV file"),
     ],
 )
 def test_wrong_columns_are_explained(tmp_path: Path, changed: dict[str, Any], message: str):
@@ -136,13 +144,19 @@ def test_wrong_columns_are_explained(tmp_path: Path, changed: dict[str, Any], me
             r"more.csv:3: category 'pink' of column 'colour' is not in the training table \(blue, green",
         ),
         ("1.0,red,7,huge", r"more.csv:3: class 'huge' of column 'kind' is not in the training table \(small, tall\)"),
-        ("high,red,7,tall", "more.csv:3: column 'height' must hold a finite number, got 'high'"),
+        ("high,red,7,tall", "more.csv:3: column 'height' must hold finite numbers of at most 3.4e.38, got 'high'"),
     ],
 )
 def test_what_only_the_test_table_has_is_named(tmp_path: Path, row: str, message: str):
     other = write(tmp_path / "more.csv", [*rows(1), row])
     with pytest.raises(DataError, match=message):
         load_data(table(tmp_path, test_path=other))
+
+
+def test_a_gap_among_values_to_predict_makes_no_classes_of_them(tmp_path: Path):
+    path = write(tmp_path / "houses.csv", [*(f"{k % 11},{k}.5" for k in range(60)), "3,NA"], "area,price")
+    with pytest.raises(DataError, match="houses.csv:62: column 'price' must hold finite numbers, .* got 'NA'"):
+        load_data(TabularSettings(path=path, target="price"))
 
 
 def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path):

@@ -87,6 +87,7 @@ def test_uint8_images_are_normalised_and_tokens_are_not():
         ((INPUTS, CLASSES[:, None]), r"targets must be classes \[N\] or floats"),
         ((INPUTS / 0, CLASSES), r"inputs must be finite, got 120 of 120"),
         ((torch.zeros(40, 4, 4, dtype=torch.uint8), CLASSES), r"uint8 inputs must be images \[N, C, H, W\]"),
+        ((torch.zeros(40, 8, 8, 3, dtype=torch.uint8), CLASSES), r"channels first.*inputs.permute\(0, 3, 1, 2\)"),
         (("ab", "cd"), r"must be tensors, arrays or numbers, got str.*PILToTensor"),
         (Pairs(INPUTS, []), r"the dataset is empty"),
         (

@@ -281,7 +281,7 @@ class TextPairSettings(DataSettings):
 
     path: a UTF-8 file with a pair on each line, a tab between; null takes names of Python's standard library with the
     first line of their docstrings. length: the longest sequence, in bytes and one more for its end. skip_long: leave
-    out pairs that are longer, and say so; else they are an error.
+    out pairs that are longer, and say so; else they are an error, but for those of the standard library.
     """
 
     name: Literal["text_pair"] = "text_pair"

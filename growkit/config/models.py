@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, Tag
+from pydantic import Field, JsonValue, Tag, model_validator
 
 from growkit.config.base import BY_NAME_OR_PATH, CallablePath, named
 from growkit.config.image_models import (
@@ -68,6 +68,12 @@ class CallableModelSettings(ModelSettings):
     args: dict[str, JsonValue] = {}
     weights: str | None = None
     weights_except: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _leave_out_of_a_file(self) -> CallableModelSettings:
+        if self.weights_except and self.weights is None:
+            raise ValueError(f"weights_except goes with weights, which is null, got {list(self.weights_except)}")
+        return self
 
 
 class LiveModelSettings(ModelSettings):

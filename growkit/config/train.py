@@ -276,7 +276,7 @@ class MeanAbsoluteSettings(LossSettings):
 class HuberSettings(LossSettings):
     """Half the squared error, linear beyond delta, for regression (Huber, 1964).
 
-    delta: in the units of the targets.
+    delta: in the units of the targets; of those of a table, which are scaled, in deviations.
     """
 
     name: Literal["huber"] = "huber"  # type: ignore[assignment]

@@ -21,6 +21,8 @@ def size_of(image: np.ndarray) -> str:
 def decode_image(root: Path, settings: ImageFolderSettings, name: str) -> np.ndarray | str:
     """An image, uint8 [C, H, W]; one that is broken and may be left out as a text that says why.
 
+    As torchvision reads it, but of 16 bits the upper 8 are kept, where Pillow would make all above 255 white.
+
     Raises:
         DataError: it is broken and may not be left out.
     """
@@ -28,7 +30,7 @@ def decode_image(root: Path, settings: ImageFolderSettings, name: str) -> np.nda
 
     try:
         with Image.open(root / name) as file:
-            image = file.convert("RGB" if settings.mode == "rgb" else "L")
+            image = _of_8_bits(file).convert("RGB" if settings.mode == "rgb" else "L")
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if settings.skip_broken:
             return f"{name} ({type(error).__name__})"
@@ -40,6 +42,22 @@ def decode_image(root: Path, settings: ImageFolderSettings, name: str) -> np.nda
         image = _resized(image, settings.size)
     pixels = np.asarray(image)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def _of_8_bits(image: Any) -> Any:
+    """The same image where it has 8 bits.
+
+    Raises:
+        ValueError: its numbers have no scale.
+    """
+    from PIL import Image
+
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() >= 2**16:
+        raise ValueError(f"{values.dtype} pixels from {values.min()} to {values.max()}, wanted 8 or 16 bits")
+    return Image.fromarray((values // 256).astype(np.uint8))
 
 
 def _resized(image: Any, size: int) -> Any:

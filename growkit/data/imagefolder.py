@@ -13,7 +13,7 @@ from torch import Tensor
 from growkit.config.data import ImageFolderSettings
 from growkit.data.decoding import decode_image, size_of
 from growkit.data.files import num_workers
-from growkit.data.listing import Listing, left_out, list_parts
+from growkit.data.listing import Listing, left_out, list_parts, not_read
 from growkit.data.packed import Packed, cache_file, read_packed, write_packed
 from growkit.data.records import Source, Split
 from growkit.data.streaming import how_to_read, stream_parts
@@ -36,6 +36,7 @@ def read_imagefolder(settings: ImageFolderSettings) -> Source:
     how = how_to_read(settings, listings)
     splits, notes = stream_parts(settings, listings) if how.streams else _packed_parts(settings, root, listings)
     _check_left(listings["train"], splits["train"].targets)
+    notes = (*(note for one in listings.values() for note in not_read(one)), *notes)
     pool = splits.pop("train")
     return Source(root.name, pool, splits, notes=notes, reading=how.reason, moments_from=MOMENTS_FROM)
 

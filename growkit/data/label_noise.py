@@ -26,7 +26,7 @@ def noisy_splits(
         settings: how much noise, and where.
 
     Raises:
-        DataError: targets are no classes, there is only one class, or a named split is empty.
+        DataError: targets are no classes, or a named split is empty.
     """
     classes = _check(source, splits, settings)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -46,10 +46,7 @@ def _check(source: Source, splits: Mapping[str, Split], settings: LabelNoiseSett
     empty = [name for name in settings.splits if len(splits[name]) == 0]
     if empty:
         raise DataError(f"data.label_noise.splits must name splits with samples, got {empty[0]!r}, which is empty")
-    classes = int(source.pool.targets.max()) + 1
-    if classes < 2:
-        raise DataError(f"data.label_noise needs a second class to change labels to, got one in {source.name!r}")
-    return classes
+    return int(source.pool.targets.max()) + 1
 
 
 def noisy_labels(labels: Tensor, classes: int, settings: LabelNoiseSettings, generator: torch.Generator) -> Tensor:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from growkit.errors import DataError
 
-__all__ = ["EXTENSIONS", "PARTS", "Listing", "left_out", "list_images", "list_parts"]
+__all__ = ["EXTENSIONS", "PARTS", "Listing", "left_out", "list_images", "list_parts", "not_read"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of torchvision
-MOST_LEFT_OUT = 5  # that are named
+OF_DESKTOPS = ("thumbs.db", "desktop.ini")  # which nobody put there
+MOST_NAMED = 5
 PARTS = {"train": "train", "val": "validate", "valid": "validate", "validate": "validate", "test": "test"}
 
 
@@ -25,12 +26,14 @@ class Listing:
         classes: their names, sorted; the number of a class is its place.
         files: paths below the root.
         labels: the class of each file.
+        unread: other files in the folders of classes, which are not read.
     """
 
     root: Path
     classes: tuple[str, ...]
     files: tuple[str, ...]
     labels: tuple[int, ...]
+    unread: tuple[str, ...] = ()
 
 
 def list_parts(root: Path) -> dict[str, Listing]:
@@ -72,24 +75,40 @@ def list_images(root: Path, classes: Sequence[str] | None = None) -> Listing:
         raise DataError(f"{root / unknown[0]}: a class must be among those of train, {len(names)} of them; it is not")
     files: list[str] = []
     labels: list[int] = []
+    unread: list[str] = []
     for folder in folders:
-        images = _files_in(root, folder)
+        images, others = _files_in(root, folder)
         if not images:
             raise DataError(
                 f"{root / folder}: a class must have an image ({', '.join(EXTENSIONS)}), got none; remove the folder"
             )
         files += images
+        unread += others
         labels += [names.index(folder)] * len(images)
-    return Listing(root, names, tuple(files), tuple(labels))
+    return Listing(root, names, tuple(files), tuple(labels), tuple(unread))
 
 
-def _files_in(root: Path, folder: str) -> list[str]:
-    found = []
+def _files_in(root: Path, folder: str) -> tuple[list[str], list[str]]:
+    """Images and other files below a folder; neither hidden ones nor those of a desktop."""
+    images: list[str] = []
+    others: list[str] = []
     for place, folders, files in os.walk(root / folder):
         folders.sort()
-        inside = Path(place).relative_to(root)
-        found += [str(inside / one) for one in sorted(files) if one.lower().endswith(EXTENSIONS)]
-    return found
+        inside = os.path.relpath(place, root)
+        for name in sorted(files):
+            if name.lower().endswith(EXTENSIONS):
+                images.append(os.path.join(inside, name))
+            elif not name.startswith(".") and name.lower() not in OF_DESKTOPS:
+                others.append(os.path.join(inside, name))
+    return images, others
+
+
+def not_read(listing: Listing) -> tuple[str, ...]:
+    """What the user should know of files that are no images by their extensions."""
+    if not listing.unread:
+        return ()
+    listed = _first(listing.unread, ", ")
+    return (f"{listing.root}: {len(listing.unread)} files are not read, for their extensions: {listed}",)
 
 
 def left_out(listing: Listing, broken: Sequence[str]) -> tuple[str, ...]:
@@ -101,6 +120,9 @@ def left_out(listing: Listing, broken: Sequence[str]) -> tuple[str, ...]:
     """
     if not broken:
         return ()
-    more = f"; and {len(broken) - MOST_LEFT_OUT} more" if len(broken) > MOST_LEFT_OUT else ""
-    listed = "; ".join(broken[:MOST_LEFT_OUT])
-    return (f"{listing.root}: {len(broken)} of {len(listing.files)} images were left out: {listed}{more}",)
+    return (f"{listing.root}: {len(broken)} of {len(listing.files)} images were left out: {_first(broken, '; ')}",)
+
+
+def _first(names: Sequence[str], between: str) -> str:
+    more = f"{between}and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return between.join(names[:MOST_NAMED]) + more

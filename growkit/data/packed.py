@@ -19,7 +19,7 @@ from growkit.folders import cache_folder
 
 __all__ = ["Packed", "cache_file", "read_packed", "write_packed"]
 
-VERSION = 1
+VERSION = 2  # of how images are decoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,8 @@ class Packed:
 def cache_file(settings: ImageFolderSettings, parts: Sequence[tuple[str, Path, Sequence[str]]]) -> Path | None:
     """Where the images of these files, as they are now, are kept; None where the settings want no cache.
 
-    A file that was changed has another size or another time of change, which nothing but the system can set.
+    A file that was changed has another size or another time of change, which nothing but the system can set. The name
+    is of the folder with its settings, a dash, and the state of its files.
 
     Args:
         settings: of which those that change what is decoded count.
@@ -49,14 +50,15 @@ def cache_file(settings: ImageFolderSettings, parts: Sequence[tuple[str, Path, S
     if settings.cache is False:
         return None
     how = {"version": VERSION, "size": settings.size, "mode": settings.mode, "skip_broken": settings.skip_broken}
-    digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
+    kind, state = hashlib.sha256(json.dumps(how, sort_keys=True).encode()), hashlib.sha256()
     for part, root, files in parts:
-        digest.update(f"\0{part}\0{root.resolve()}".encode())
+        kind.update(b"\0" + os.fsencode(f"{part}\0{root.resolve()}"))
         for name in files:
-            state = os.stat(root / name)
-            digest.update(f"\0{name}\0{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}".encode())
+            found = os.stat(os.path.join(root, name))
+            known = f"{part}/{name}\0{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\0"
+            state.update(os.fsencode(known))
     folder = Path(settings.cache) if isinstance(settings.cache, str) else cache_folder() / "imagefolder"
-    return folder / f"{digest.hexdigest()}.safetensors"
+    return folder / f"{kind.hexdigest()[:32]}-{state.hexdigest()[:32]}.safetensors"
 
 
 def read_packed(path: Path | None) -> tuple[dict[str, Packed] | None, str | None]:
@@ -80,7 +82,7 @@ def read_packed(path: Path | None) -> tuple[dict[str, Packed] | None, str | None
 
 
 def write_packed(path: Path | None, packed: Mapping[str, Packed]) -> None:
-    """Keep images for the next time, under their name only when all is written.
+    """Keep images for the next time, under their name only when all is written, in place of those of earlier states.
 
     Raises:
         DataError: the folder cannot be written.
@@ -96,6 +98,9 @@ def write_packed(path: Path | None, packed: Mapping[str, Packed]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, draft, metadata={"growkit": json.dumps(facts)})
         draft.replace(path)
+        for earlier in path.parent.glob(f"{path.stem.partition('-')[0]}-*.safetensors"):
+            if earlier != path:
+                earlier.unlink(missing_ok=True)
     except OSError as error:
         with suppress(OSError):
             draft.unlink(missing_ok=True)

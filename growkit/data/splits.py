@@ -115,6 +115,7 @@ def assemble(
         DataError: too few samples are left to train on, a class is missing from training, or augmentation or noise is
             asked for where it cannot be.
     """
+    _check_shares(source, split)
     generator = torch.Generator().manual_seed(split_seed)
     indices, notes = _indices(source, split, generator, limit, train_share)
     splits = truth = {name: source.own.get(name, source.pool).take(indices[name]) for name in SPLITS}
@@ -142,6 +143,16 @@ def assemble(
         target_mean=target_mean,
         target_std=target_std,
     )
+
+
+def _check_shares(source: Source, split: SplitSettings) -> None:
+    """Refuse the share of a split that is not split off; the usual one stands in every recorded configuration."""
+    usual = SplitSettings().validate_
+    if "validate" in source.own and split.validate_ not in (0.0, usual):
+        raise DataError(
+            f"split.validate must be left out where validate data are given, got {split.validate_:g} for the data "
+            f"{source.name!r}, which bring theirs"
+        )
 
 
 def _indices(
@@ -223,6 +234,8 @@ def _check(source: Source, splits: dict[str, Split]) -> None:
             f"{len(source.pool)}; lower the shares in data.split or raise data.limit"
         )
     if source.task == CLASSIFICATION:
+        if _num_outputs(source) < 2:
+            raise DataError(f"data {source.name!r}: there must be at least two classes to tell apart, got one")
         missing = sorted(set(range(_num_outputs(source))) - set(train.targets.unique().tolist()))
         if missing:
             raise DataError(

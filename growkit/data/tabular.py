@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from growkit.config.data import TabularSettings
 from growkit.data.records import Source, Split
+from growkit.data.text import check_utf8
 from growkit.errors import DataError
 
 __all__ = ["Table", "read_table", "read_tabular"]
 
+LARGEST = torch.finfo(torch.float32).max
 MOST_CLASSES = 50  # that whole numbers may be taken for, where the task is not said
 
 
@@ -49,8 +52,10 @@ class Table:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
-            raise DataError(f"{self.where(row)}: column {name!r} must hold a finite number, got {text!r}")
+        if not abs(value) <= LARGEST:
+            raise DataError(
+                f"{self.where(row)}: column {name!r} must hold finite numbers of at most {LARGEST:.3g}, got {text!r}"
+            )
         return value
 
     def where(self, row: int) -> str:
@@ -82,23 +87,23 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def read_table(path: Path, delimiter: str = ",") -> Table:
-    """Read a CSV with a header.
+def read_table(path: Path, delimiter: str = ",", setting: str = "data.path") -> Table:
+    """Read a CSV with a header; `setting` is what names it.
 
     Raises:
         DataError: the file is missing, no UTF-8, has no header or no rows, or a row has another number of cells.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if row]
+        content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: data.path must name a CSV file that can be read, got: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: a table must be UTF-8, got byte 0x{error.object[error.start]:02x}") from error
+        raise DataError(f"{path}: {setting} must name a CSV file that can be read, got: {error.strerror}") from error
+    check_utf8(path, content, "a table")
+    reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
-        raise DataError(f"{path}: a table must be a CSV, got: {error}") from error
+        raise DataError(f"{path}:{reader.line_num}: a table must be a CSV, got: {error}") from error
     twice = sorted({name for name in header if header.count(name) > 1 or not name})
     if twice or not header:
         hint = "; pandas writes a column without a name, unless to_csv gets index=False" if header[:1] == [""] else ""
@@ -123,19 +128,20 @@ def read_tabular(settings: TabularSettings) -> Source:
     """
     table = read_table(Path(settings.path), settings.delimiter)
     features = _features(table, settings)
+    table.check_filled([*features, settings.target])
+    remedy = "leave the column out with data.ignore, or list it in data.categories"
     categories = {
         name: sorted(set(table.columns[name]))
         for name in features
-        if name in settings.categories or not table.is_numeric(name)
+        if name in settings.categories or not _holds_numbers(table, name, remedy)
     }
     classes = _classes(table, settings)
     tables = {"train": table}
     if settings.test_path is not None:
-        tables["test"] = read_table(Path(settings.test_path), settings.delimiter)
+        tables["test"] = read_table(Path(settings.test_path), settings.delimiter, "data.test_path")
         if list(tables["test"].columns) != list(table.columns):
             raise DataError(f"{settings.test_path}:1: the columns must be those of {table.path}")
-    for one in tables.values():
-        one.check_filled([*features, settings.target])
+        tables["test"].check_filled([*features, settings.target])
     splits = {
         part: Split(_inputs(one, features, categories), _targets(one, settings.target, classes))
         for part, one in tables.items()
@@ -157,24 +163,56 @@ def _features(table: Table, settings: TabularSettings) -> list[str]:
         for name in names:
             if name not in table.columns:
                 near = difflib.get_close_matches(name, table.columns, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = f"; did you mean {near[0]!r}?" if near else _other_delimiter(table, settings)
                 raise DataError(
                     f"{table.path}:1: data.{role} must name a column, got {name!r}{hint}; there are "
                     f"{', '.join(table.columns)}"
                 )
+    twice = {settings.target} & {*settings.categories, *settings.ignore} or {*settings.categories} & {*settings.ignore}
+    if twice:
+        raise DataError(
+            f"{table.path}:1: a column must have one part, but data.target, data.categories and data.ignore name "
+            f"{min(twice)!r} twice"
+        )
     features = [name for name in table.columns if name != settings.target and name not in settings.ignore]
     if not features:
         raise DataError(f"{table.path}: there must be a column to predict from, beside {settings.target!r}")
     return features
 
 
+def _other_delimiter(table: Table, settings: TabularSettings) -> str:
+    """A hint where the header seems to have another delimiter than the settings."""
+    (first, *others), known = table.columns, [one for one in ";\t|," if one != settings.delimiter]
+    found = next((one for one in known if not others and one in first), None)
+    return "" if found is None else f"; data.delimiter may be {found!r}"
+
+
+def _holds_numbers(table: Table, name: str, remedy: str) -> bool:
+    """Whether the values of a column are numbers and no names.
+
+    Raises:
+        DataError: most of them are, so that the others are gaps or mistakes.
+    """
+    values = table.columns[name]
+    wrong = [row for row, text in enumerate(values) if not _is_number(text)]
+    if 0 < len(wrong) < len(values) / 2:
+        raise DataError(
+            f"{table.where(wrong[0])}: column {name!r} must hold finite numbers, as most of its rows do, got "
+            f"{values[wrong[0]]!r}, the first of {len(wrong)}; fill it, drop the row, {remedy}"
+        )
+    return not wrong
+
+
 def _classes(table: Table, settings: TabularSettings) -> list[str] | None:
     """The classes of the target in their order, None for regression."""
-    values = table.columns[settings.target]
-    numeric = table.is_numeric(settings.target)
-    distinct = sorted(set(values), key=(lambda text: (float(text), text)) if numeric else None)
     if settings.task == "regression":
         return None
+    values = table.columns[settings.target]
+    if settings.task == "auto":
+        numeric = _holds_numbers(table, settings.target, "or set data.task: classification for classes")
+    else:
+        numeric = table.is_numeric(settings.target)
+    distinct = sorted(set(values), key=(lambda text: (float(text), text)) if numeric else None)
     whole = all(float(text).is_integer() for text in distinct) if numeric else True
     if settings.task == "auto" and numeric and not (whole and len(distinct) <= MOST_CLASSES):
         return None

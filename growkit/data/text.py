@@ -15,7 +15,17 @@ from growkit.config.data import TextPairSettings, TextSettings
 from growkit.data.records import IGNORED, Source, Split
 from growkit.errors import DataError
 
-__all__ = ["BEGIN", "BYTES", "END", "PADDING", "docstrings", "documented_names", "read_pairs", "read_text"]
+__all__ = [
+    "BEGIN",
+    "BYTES",
+    "END",
+    "PADDING",
+    "check_utf8",
+    "docstrings",
+    "documented_names",
+    "read_pairs",
+    "read_text",
+]
 
 BYTES = 256
 BEGIN, END, PADDING = 256, 257, 258  # tokens beside the bytes, for pairs
@@ -60,7 +70,7 @@ def read_pairs(settings: TextPairSettings) -> Source:
         longest = max(map(len, parts)) + 1
         if longest <= length:
             pairs.append(parts)
-        elif settings.skip_long:
+        elif settings.skip_long or settings.path is None:
             skipped += 1
         else:
             raise DataError(
@@ -91,15 +101,26 @@ def _read(path: Path) -> bytes:
         text = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: data.path must name a text file that can be read, got: {error.strerror}") from error
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = text.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}:{line}: a text must be UTF-8, but byte {error.start} is 0x{text[error.start]:02x} "
-            f"({error.reason}); `iconv -f latin1 -t utf-8` converts from Latin-1"
-        ) from error
+    check_utf8(path, text, "a text")
     return text
+
+
+def check_utf8(path: Path, content: bytes, noun: str) -> None:
+    """Refuse bytes of another encoding.
+
+    Raises:
+        DataError: naming the line, and how to convert the file.
+    """
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        theirs, name = ("utf-16", "UTF-16") if utf16 else ("latin1", "Latin-1")
+        raise DataError(
+            f"{path}:{line}: {noun} must be UTF-8, but byte {error.start} is 0x{content[error.start]:02x} "
+            f"({error.reason}); `iconv -f {theirs} -t utf-8` converts from {name}"
+        ) from error
 
 
 def docstrings() -> bytes:

@@ -81,9 +81,8 @@ def source_from_user(name: str, train: Any, validate: Any = None, test: Any = No
     }
     for part, read in own.items():
         _check_alike(name, pool, part, read)
-        share = split.validate_ if part == "validate" else split.test
-        if share and (part if part == "test" else "validate_") in split.model_fields_set:
-            raise DataError(f"split.{part} must be left out where {part} data are given, got {share:g}")
+    if test is not None and split.test:
+        raise DataError(f"split.test must be left out where test data are given, got {split.test:g}")
     source = Source(name, pool, own, _vocabulary(name, pool, own))
     if source.task == CLASSIFICATION:
         check_classes(f"data {name!r}", "train targets", pool.targets, {f"{k} targets": own[k].targets for k in own})
@@ -159,6 +158,9 @@ def _tensor(where: str, value: Any) -> Tensor:
     )
 
 
+CHANNELS = (1, 3, 4)  # of images as most files hold them
+
+
 def _inputs(where: str, inputs: Tensor) -> Tensor:
     if inputs.dim() < 2 or inputs.is_complex():
         raise DataError(f"{where}: inputs must be [N, ...], got {inputs.dtype} {list(inputs.shape)}")
@@ -166,6 +168,11 @@ def _inputs(where: str, inputs: Tensor) -> Tensor:
         raise DataError(
             f"{where}: uint8 inputs must be images [N, C, H, W], got {list(inputs.shape)}; add the channel with "
             "inputs[:, None], or convert what is no image to float32"
+        )
+    if inputs.dtype == torch.uint8 and inputs.shape[1] > CHANNELS[-1] and inputs.shape[3] in CHANNELS:
+        raise DataError(
+            f"{where}: images must have their channels first, [N, C, H, W], got {list(inputs.shape)}; "
+            "inputs.permute(0, 3, 1, 2) puts them there"
         )
     if not inputs.is_floating_point():
         return inputs if inputs.dtype == torch.uint8 else inputs.long()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["config_of", "inspect"]
 
+OF_TOKENS = {"lstm": "text", "gpt": "text", "seq2seq": "text_pair"}  # models, and data that they take
+
 
 def inspect(
     target: str,
@@ -85,6 +87,8 @@ def config_of(target: str, overrides: Sequence[str] = ()) -> Config:
             "package.module:callable, package.module:instance, torchvision:NAME or timm:NAME"
         )
     settings: dict[str, Any] = {"model": {"name": target}}
+    if target in OF_TOKENS:
+        settings["data"] = {"name": OF_TOKENS[target]}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():

@@ -29,8 +29,12 @@ def load_weights(model: nn.Module, path: Path, left_out: Sequence[str] = ()) -> 
     Raises:
         ModelError: the file cannot be read, holds other things than tensors, or does not fit the model.
     """
-    state = {name: value for name, value in _read(path).items() if not _fits(name, left_out)}
-    wanted = {name: value for name, value in model.state_dict().items() if not _fits(name, left_out)}
+    found, ours = _read(path), model.state_dict()
+    idle = [pattern for pattern in left_out if not any(fnmatchcase(name, pattern) for name in {**ours, **found})]
+    if idle:
+        raise ModelError(f"model.weights_except must fit names of weights, but {idle[0]!r} fits none; remove it")
+    state = {name: value for name, value in found.items() if not _fits(name, left_out)}
+    wanted = {name: value for name, value in ours.items() if not _fits(name, left_out)}
     problems = [f"{name} is missing from the file" for name in wanted if name not in state]
     problems += [f"{name} is in the file only" for name in state if name not in wanted]
     problems += [
@@ -42,9 +46,22 @@ def load_weights(model: nn.Module, path: Path, left_out: Sequence[str] = ()) -> 
         more = f"; and {len(problems) - MOST_NAMED} more" if len(problems) > MOST_NAMED else ""
         raise ModelError(
             f"{path}: model.weights must be those of this model, but {'; '.join(problems[:MOST_NAMED])}{more}; "
-            "model.weights_except: ['PATTERN', ...] leaves out what shall keep its initial values"
+            f"{_remedy(wanted, state)}"
         )
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise ModelError(f"{path}: model.weights must be finite, but {name} holds NaN or infinity")
     model.load_state_dict(state, strict=False)
+
+
+def _remedy(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    for wrapper, prefix in (("DataParallel", "module."), ("torch.compile", "_orig_mod.")):
+        if all(prefix + name in state for name in wanted):
+            return (
+                f"{wrapper} put {prefix!r} before every name: save the state dict of the model inside, or "
+                f"{{name.removeprefix({prefix!r}): value for name, value in state.items()}}"
+            )
+    return "model.weights_except: ['PATTERN', ...] leaves out what shall keep its initial values"
 
 
 def _first_line(error: BaseException) -> str:
@@ -68,11 +85,12 @@ def _read(path: Path) -> Mapping[str, Tensor]:
                 load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
             )
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{path}: model.weights cannot be read: {_first_line(error)}") from error
+        why = _first_line(error) or "it ends too early"
+        raise ModelError(f"{path}: model.weights cannot be read: {why}") from error
     except Exception as error:  # torch's for a pickle that holds more than tensors is of a module growkit never imports
         raise ModelError(
-            f"{path}: model.weights must hold tensors alone, for other objects may run code; save model.state_dict(), "
-            f"or take safetensors ({_first_line(error)})"
+            f"{path}: model.weights must be what torch.save wrote of tensors alone, for other objects may run code: "
+            "nothing was run; save model.state_dict(), or take safetensors, whose files end on .safetensors"
         ) from error
     for key in ("state_dict", "model"):  # training scripts put it there
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):

@@ -82,6 +82,9 @@ def draft(found: Found, target: str | None, overrides: Sequence[str]) -> Draft:
     _check_classes(source, found)
     data, split = _split(source, config)
     made.found = _described(found, source)
+    empty = [name for name in ("test", "validate") if len(data.split(name)) == 0]
+    if empty:
+        made.notes.append(f"no samples are held out for {' and '.join(empty)}, for some classes have too few")
     _complete(section, found, source, data, split)
     made.put("data", section)
     seed = seed_for(data)

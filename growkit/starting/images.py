@@ -15,8 +15,8 @@ from growkit.starting.recognise import Found
 __all__ = ["class_names", "image_section"]
 
 SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
-MOST_BYTES = 2 * 2**30  # of decoded images, which all lie in memory
-GREY = ("1", "L", "LA", "I", "I;16", "F")
+MOST_BYTES = 2 * 2**30  # of decoded images, so that they can lie in memory and need not be streamed
+GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
 
 Header = tuple[tuple[int, int], str]  # width and height, and Pillow's mode
 
@@ -33,8 +33,8 @@ def image_section(found: Found) -> tuple[Section, list[str]]:
     section.put("size", size, why)
     section.put("mode", "grey" if grey else "rgb", "or rgb" if grey else "or grey: a third of the memory")
     section.put("skip_broken", False, "true leaves out what cannot be decoded, and lists it")
-    deep = sum(mode in ("I", "I;16", "F") for _, mode in headers)
-    notes = [f"{deep} images have more than 8 bits, of which brightness above 255 is lost"] if deep else []
+    deep = sum(mode.startswith("I") for _, mode in headers)
+    notes = [f"{deep} images have 16 bits, of which the upper 8 are read"] if deep else []
     return section, [*found.notes, *notes]
 
 

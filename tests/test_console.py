@@ -104,6 +104,14 @@ def test_a_run_without_tensorboard_names_another_next_step():
     assert summary_lines(RESULT)[5] == "next      growkit.load('runs/demo/now') in Python gives the model"
 
 
+def test_a_long_warning_is_cut_on_the_terminal_alone():
+    output, warning = io.StringIO(), "; ".join(f"cats/{number:04d}.png (OSError)" for number in range(100))
+    ConsoleReport(Console(file=output, soft_wrap=True)).warned(warning)
+    (line,) = output.getvalue().splitlines()
+    assert line.startswith("warning: cats/0000.png")
+    assert line.endswith(f"({len(warning) - 600:,} more letters; events.jsonl has all)")
+
+
 def test_the_summary_of_a_run_without_files_accuracy_or_splits():
     bare = {**RESULT, "test": None, "validate": None, "folder": None}
     assert [summary_lines(bare)[i] for i in (0, 4, 5)] == [

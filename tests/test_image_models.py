@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from growkit.config.models import (
     MobilenetSettings,
     ModelSettings,
     ResnetSettings,
+    VggSettings,
     VitSettings,
     WrnSettings,
 )
@@ -49,6 +51,18 @@ PUBLISHED = [
 def build(settings: ModelSettings, shape: tuple[int, ...] = CIFAR, num_outputs: int = 10) -> nn.Module:
     with isolated(0):
         return build_model(settings, shape, num_outputs)
+
+
+def test_vgg_has_the_convolutions_of_configuration_a():
+    """Simonyan and Zisserman (2015), table 1, as torchvision builds it, with biases that the GradMax form has not."""
+    torchvision = pytest.importorskip("torchvision")
+    theirs = [one for one in torchvision.models.vgg11().features if isinstance(one, nn.Conv2d)]
+    ours = build_model(VggSettings(), CIFAR, 10)
+    found = [tuple(one.weight.shape) for one in ours.modules() if isinstance(one, nn.Conv2d)][
+        :-1
+    ]  # the last is the head
+    assert found == [tuple(one.weight.shape) for one in theirs]
+    assert sum(math.prod(shape) for shape in found) == 9_220_480 - 2_752  # torchvision's features, less their biases
 
 
 @pytest.mark.parametrize(

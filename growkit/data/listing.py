@@ -112,7 +112,7 @@ def not_read(listing: Listing) -> tuple[str, ...]:
 
 
 def left_out(listing: Listing, broken: Sequence[str]) -> tuple[str, ...]:
-    """What the user should know of images that were left out.
+    """What the user should know of images that were left out, each by its name.
 
     Args:
         listing: all of them.
@@ -120,7 +120,7 @@ def left_out(listing: Listing, broken: Sequence[str]) -> tuple[str, ...]:
     """
     if not broken:
         return ()
-    return (f"{listing.root}: {len(broken)} of {len(listing.files)} images were left out: {_first(broken, '; ')}",)
+    return (f"{listing.root}: {len(broken)} of {len(listing.files)} images were left out: {'; '.join(broken)}",)
 
 
 def _first(names: Sequence[str], between: str) -> str:

@@ -16,9 +16,10 @@ from growkit.growth.base import EpochRecord
 from growkit.growth.controller import GrowthEvent, describe_refusals
 from growkit.report.observer import Observer, RunFacts
 
-__all__ = ["ConsoleReport", "human", "summary_lines"]
+__all__ = ["ConsoleReport", "human", "shortened", "summary_lines"]
 
 MOST_REFUSALS = 8
+LONGEST_WARNING = 600
 
 
 def human(count: float) -> str:
@@ -28,6 +29,13 @@ def human(count: float) -> str:
         if abs(rounded) >= size:
             return f"{rounded / size:.3g}{unit}"
     return f"{rounded:.0f}"
+
+
+def shortened(message: str) -> str:
+    """A message for a terminal; a long list in it is cut, and said to stand elsewhere."""
+    if len(message) <= LONGEST_WARNING:
+        return message
+    return f"{message[:LONGEST_WARNING]}... ({len(message) - LONGEST_WARNING:,} more letters; events.jsonl has all)"
 
 
 class _Terminal(Console):
@@ -122,7 +130,7 @@ class ConsoleReport(Observer):
                 self._print(f"| {line}")
 
     def warned(self, message: str) -> None:
-        self._print(f"warning: {message}")
+        self._print(f"warning: {shortened(message)}")
 
     def finished(self, result: Mapping[str, Any]) -> None:
         self.close()

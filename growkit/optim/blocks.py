@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["are_even", "blocks", "flat", "is_dense", "scratch"]
 
-BLOCK = 262_144  # entries; smaller blocks stay in nearer caches, but every operation on one costs a call
+BLOCK = 65_536  # entries; smaller blocks stay in nearer caches, but every operation on one costs a call
 SCRATCH = threading.local()
 
 

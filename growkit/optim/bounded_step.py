@@ -75,7 +75,8 @@ def _walk(group: Group, rates: Rates) -> None:
         if rates.step == 0.0:
             parameter.add_(mean, alpha=-rates.scale * rates.lower)
             continue
-        roots = torch.rsqrt(square, out=scratch(len(square), square.dtype)).reciprocal_()  # sqrt() costs more on CPUs
+        # the processor's own square root, where sqrt() calls a library that is slow on some processors
+        roots = torch.pow(square, 0.5, out=scratch(len(square), square.dtype))
         roots.add_(rates.eps).clamp_(rates.least_root, rates.largest_root)
         parameter.addcdiv_(mean, roots, value=-rates.scale * rates.step)
 

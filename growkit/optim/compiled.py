@@ -37,7 +37,7 @@ def compiled_kernel(device: torch.device, dtype: torch.dtype, amsbound: bool) ->
     step = torch.compile(_step_of_amsbound if amsbound else _step, dynamic=True, fullgraph=True)
 
     def kernel(group: tuple[Tensor, ...], rates: Rates) -> None:
-        step(_numbers(rates, device), *group)
+        step(_numbers(rates, device, dtype), *group)
 
     trial = tuple(torch.ones(2 * LEAST, device=device, dtype=dtype) for _ in range(5 if amsbound else 4))
     try:
@@ -60,11 +60,13 @@ def _reason(error: Exception) -> str:
 
 
 @lru_cache(maxsize=8)
-def _numbers(rates: Rates, device: torch.device) -> Tensor:
+def _numbers(rates: Rates, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """In the type of the parameters, for others would be converted at every entry; complements are taken before."""
     return torch.tensor(
         [
-            rates.beta1,
+            1.0 - rates.beta1,
             rates.beta2,
+            1.0 - rates.beta2,
             rates.eps,
             rates.least_root,
             rates.largest_root,
@@ -73,7 +75,7 @@ def _numbers(rates: Rates, device: torch.device) -> Tensor:
             1.0 - rates.shrinkage,
             -1.0 if rates.maximize else 1.0,
         ],
-        dtype=torch.float64,
+        dtype=dtype,
         device=device,
     )
 
@@ -92,13 +94,13 @@ def _step_of_amsbound(
 
 
 def _moments(numbers: Tensor, parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor) -> None:
-    beta1, beta2, decay, sign = numbers[0], numbers[1], numbers[6], numbers[8]
+    towards_gradient, beta2, of_square, decay, sign = (*numbers[:3], numbers[7], numbers[9])
     gradient = gradient * sign + decay * parameter
-    mean.copy_(mean + (gradient - mean) * (1.0 - beta1))
-    square.copy_(beta2 * square + (1.0 - beta2) * gradient * gradient)
+    mean.copy_(mean + (gradient - mean) * towards_gradient)
+    square.copy_(beta2 * square + of_square * gradient * gradient)
 
 
 def _descend(numbers: Tensor, parameter: Tensor, mean: Tensor, square: Tensor) -> None:
-    eps, least, largest, factor, kept = (*numbers[2:6], numbers[7])
+    eps, least, largest, factor, kept = (*numbers[3:7], numbers[8])
     roots = torch.clamp(square.sqrt() + eps, least, largest)
     parameter.copy_(parameter * kept + factor * mean / roots)

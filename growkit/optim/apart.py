@@ -10,7 +10,10 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import is_grad_enabled
+from torch._C import _set_grad_enabled as set_grad_enabled
 from torch._compile import _disable_dynamo
+from torch.compiler import is_compiling
 
 __all__ = ["apart"]
 
@@ -24,18 +27,20 @@ def apart(function: Callable[P, R]) -> Callable[P, R]:
     A compiled one would be made anew at every step, for its numbers change, and forget what it writes to buffers.
     """
 
-    def unrecorded(*args: P.args, **settings: P.kwargs) -> R:
-        enabled = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)  # no_grad() costs as much as all else on small models
-        try:
+    @_disable_dynamo  # which itself costs as much as all else on small models
+    def uncompiled(*args: P.args, **settings: P.kwargs) -> R:
+        with torch.no_grad():
             return function(*args, **settings)
-        finally:
-            torch._C._set_grad_enabled(enabled)
-
-    uncompiled = _disable_dynamo(unrecorded)  # which itself costs as much
 
     @wraps(function)
     def called(*args: P.args, **settings: P.kwargs) -> R:
-        return (uncompiled if torch.compiler.is_compiling() else unrecorded)(*args, **settings)
+        if is_compiling():
+            return uncompiled(*args, **settings)
+        enabled = is_grad_enabled()
+        set_grad_enabled(False)  # no_grad() costs several times as much
+        try:
+            return function(*args, **settings)
+        finally:
+            set_grad_enabled(enabled)
 
     return called

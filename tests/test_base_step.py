@@ -15,6 +15,7 @@ from sam_cases import net, sam, state_of, train
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from growkit.errors import UserInputError
 from growkit.optim import AdaBound
 from growkit.optim.base_step import step_base
 
@@ -112,6 +113,19 @@ def globally(register: Callable[[Any], Any], hook: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_gradient_of_another_size_is_not_read_past_its_end(momentum: float) -> None:
+    weight = nn.Parameter(torch.zeros(2, 3))
+    base = torch.optim.SGD([weight], lr=0.1, momentum=momentum, fused=True)
+    weight.grad = torch.ones(2, 3)
+    base.step()
+    weight.data = torch.zeros(50, 3)
+    if momentum:
+        base.state[weight]["momentum_buffer"] = torch.zeros(50, 3)
+    with pytest.raises(UserInputError, match="needs gradients of the shape of their parameter"):
+        step_base(base)
 
 
 @pytest.mark.parametrize("when", ["pre", "post"])

@@ -13,7 +13,7 @@ import torch
 from torch import is_grad_enabled
 from torch._C import _set_grad_enabled as set_grad_enabled
 from torch._compile import _disable_dynamo
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 __all__ = ["apart"]
 
@@ -34,7 +34,7 @@ def apart(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def called(*args: P.args, **settings: P.kwargs) -> R:
-        if is_compiling():
+        if is_dynamo_compiling():
             return uncompiled(*args, **settings)
         enabled = is_grad_enabled()
         set_grad_enabled(False)  # no_grad() costs several times as much

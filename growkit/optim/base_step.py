@@ -96,7 +96,7 @@ def _alike(group: dict[str, Any], state: Any) -> tuple[list[Tensor], list[Tensor
                 return None
             dtype = parameter.dtype
         momentum = state.get(parameter, NOTHING).get("momentum_buffer") if kept else gradient
-        if momentum is None or not parameter.is_cpu or momentum.numel() != parameter.numel():
+        if momentum is None or not parameter.is_cpu or not momentum.numel() == parameter.numel() == gradient.numel():
             return None
         # a sparse gradient is not contiguous
         side_by_side = parameter.is_contiguous() and gradient.is_contiguous() and momentum.is_contiguous()

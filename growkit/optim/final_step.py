@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -39,24 +39,23 @@ def usable(optimizer: Any, scaler: Scaler) -> Scaler:
     return scaler
 
 
-def final_step(base: torch.optim.Optimizer, trained: Sequence[Tensor], clip: float | None, scaler: Scaler) -> None:
+def final_step(base: torch.optim.Optimizer, clip: float | None, scaler: Scaler) -> None:
     """Step.
 
     Args:
         base: the optimizer.
-        trained: its parameters with gradients.
         clip: largest norm of all gradients together; None for no limit.
         scaler: that scaled the loss; where it finds a gradient that is not finite, nothing is stepped.
     """
     if clip is not None:
         if scaler is not None:
             scaler.unscale_(base)
-        _clip(trained, clip)
+        _clip([gradient for _, gradient in _trained(base)], clip)
     if scaler is None:
         step_base(base)
     else:
         with fitted(base):
-            _step_scaled(base, trained, scaler)
+            _step_scaled(base, scaler)
 
 
 def tell_overflow(base: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
@@ -74,8 +73,12 @@ def tell_overflow(base: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> 
     state["stage"] = OptState.STEPPED
 
 
-def _clip(trained: Sequence[Tensor], clip: float) -> None:
-    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+def _trained(base: torch.optim.Optimizer) -> list[tuple[Tensor, Tensor]]:
+    """The parameters that have a gradient, with it."""
+    return [(one, one.grad) for group in base.param_groups for one in group["params"] if one.grad is not None]
+
+
+def _clip(gradients: list[Tensor], clip: float) -> None:
     dense = [one if one.layout == torch.strided else one.to_dense() for one in gradients]
     norm = _norm(dense)
     if not LEAST < norm < math.inf and math.isfinite(unit := largest_entry(dense)):
@@ -92,17 +95,16 @@ def _norm(gradients: Iterable[Tensor]) -> float:
     return norm_of([Pull(each, each, each) for each in alike.values()])
 
 
-def _step_scaled(base: torch.optim.Optimizer, trained: Sequence[Tensor], scaler: torch.amp.GradScaler) -> None:
+def _step_scaled(base: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
     """A fused step that finds an overflow leaves momenta that it never wrote to, if they are new: they go again."""
     known = {parameter for parameter, memory in base.state.items() if memory}
     scaler.step(base)
-    new = [parameter for parameter in trained if parameter not in known]
-    if new and not all(_is_finite(parameter.grad) for parameter in trained):
+    trained = _trained(base)
+    new = [parameter for parameter, _ in trained if parameter not in known]
+    if new and not all(_is_finite(gradient) for _, gradient in trained):
         for parameter in new:
             base.state.pop(parameter, None)
 
 
-def _is_finite(gradient: Tensor | None) -> bool:
-    if gradient is None:
-        return True
+def _is_finite(gradient: Tensor) -> bool:
     return bool((gradient if gradient.layout == torch.strided else gradient.to_dense()).isfinite().all())

@@ -208,7 +208,7 @@ class SAM(Wrapping):
             loss, finite = self._in_chunks(closure, samples, self.m, scaler)
         else:
             loss, finite = self._looked_around(closure, scaler)
-        self._finish(self.with_gradients(), scaler, finite)
+        self._finish(scaler, finite)
         return loss
 
     def _looked_around(self, closure: Callable[[], Any], scaler: Scaler) -> tuple[Any, bool]:
@@ -277,7 +277,7 @@ class SAM(Wrapping):
         torch.clear_autocast_cache()  # it may hold copies of the weights from before they were moved
         self.zero_grad()
         loss = closure()
-        if not self.with_gradients():
+        if not self.gradients():
             raise UserInputError("SAM.step: the closure must call backward() on the loss; no parameter has a gradient")
         return loss
 
@@ -307,14 +307,14 @@ class SAM(Wrapping):
                 "SAM.first_step gets gradients that are averaged over processes, where sync=False moves each process "
                 "by its own; call step(closure), or take sync=True"
             )
-        trained = self.with_gradients()
-        if not trained:
+        gradients = self.gradients()
+        if not gradients:
             raise UserInputError("SAM.first_step comes after backward(), got no parameter with a gradient")
         scaler = usable(self, scaler)
         moved = self._move(scaler)
         self._lost, self._through = not moved, None if scaler is None else id(scaler)
         if moved and not zero_grad:
-            self._used = Marks(trained)
+            self._used = Marks(gradients)
         torch.clear_autocast_cache()  # of the weights as they were, under an autocast around both passes
         if zero_grad:
             self.zero_grad()
@@ -330,13 +330,13 @@ class SAM(Wrapping):
         (lost, self._lost), used = (self._lost, False), self._used
         known = self.displaced or lost
         self.restore()
-        trained = self.with_gradients()
-        if not known or not trained or (used is not None and used.fit(trained)):
+        gradients = self.gradients()
+        if not known or not gradients or (used is not None and used.fit(gradients)):
             raise UserInputError("SAM.second_step comes after first_step and a second backward()")
         scaler = usable(self, scaler)
         if self._through != (None if scaler is None else id(scaler)):
             raise UserInputError("SAM.second_step takes the scaler that first_step was given, got another one or none")
-        self._finish(trained, scaler, not lost)
+        self._finish(scaler, not lost)
         self._opt_called = True  # what a scheduler asks for, which knows only step()
         if zero_grad:
             self.zero_grad()
@@ -349,10 +349,10 @@ class SAM(Wrapping):
         if buffers is not None:
             buffers.restore()
 
-    def _finish(self, trained: list[Tensor], scaler: Scaler, finite: bool) -> None:
+    def _finish(self, scaler: Scaler, finite: bool) -> None:
         self.steps += 1
         if finite:
-            final_step(self.base, trained, self.clip, scaler)
+            final_step(self.base, self.clip, scaler)
         elif scaler is not None:
             tell_overflow(self.base, scaler)
         else:
@@ -380,7 +380,7 @@ class SAM(Wrapping):
 
     def _agreed(self, moves: Moves | None) -> Moves | None:
         """None for all processes where it is for one, which else would wait for each other in the second pass."""
-        fine = torch.tensor(float(moves is not None), device=self.with_gradients()[0].device)
+        fine = torch.tensor(float(moves is not None), device=self.gradients()[0].device)
         dist.all_reduce(fine, dist.ReduceOp.MIN, group=getattr(self.model, "process_group", None))
         return moves if fine.item() else None
 

@@ -42,16 +42,16 @@ class Replay:
 class Marks:
     """Gradients as they are now, to tell later whether a backward has added to them or made others."""
 
-    def __init__(self, trained: Sequence[Any]) -> None:
-        self._first = weakref.ref(trained[0].grad)  # the id of a freed one may be another's; one reference is enough
-        self._seen = [(id(one.grad), one.grad._version) for one in trained]
+    def __init__(self, gradients: Sequence[Tensor]) -> None:
+        self._first = weakref.ref(gradients[0])  # the id of a freed one may be another's; one reference is enough
+        self._seen = [(id(one), one._version) for one in gradients]
 
-    def fit(self, trained: Sequence[Any]) -> bool:
-        """Whether these have the same gradients, and nobody wrote to them since."""
-        if self._first() is None or len(trained) != len(self._seen):
+    def fit(self, gradients: Sequence[Tensor]) -> bool:
+        """Whether these are the same gradients, and nobody wrote to them since."""
+        if self._first() is None or len(gradients) != len(self._seen):
             return False
-        for parameter, (known, version) in zip(trained, self._seen, strict=True):
-            if id(parameter.grad) != known or parameter.grad._version != version:
+        for gradient, (known, version) in zip(gradients, self._seen, strict=True):
+            if id(gradient) != known or gradient._version != version:
                 return False
         return True
 

@@ -167,6 +167,11 @@ class Wrapping(torch.optim.Optimizer):
         """The parameters that have one."""
         return [one for group in self.base.param_groups for one in group["params"] if one.grad is not None]
 
+    def gradients(self) -> list[torch.Tensor]:
+        """Those of the parameters that have one."""
+        groups = self.base.param_groups
+        return [gradient for group in groups for one in group["params"] if (gradient := one.grad) is not None]
+
     def __getstate__(self) -> dict[str, Any]:
         self.check_in_place("copied")
         return {key: value for key, value in self.__dict__.items() if key != "step"}  # a scheduler's wrapper

@@ -9,7 +9,9 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _set_grad_enabled as set_grad_enabled
+from torch.autograd import _profiler_enabled as profiler_enabled
 from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -45,7 +47,7 @@ def _is_bare(base: Optimizer) -> bool:
     hooks = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks
     if hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
         return False
-    return not torch.autograd._profiler_enabled()
+    return not profiler_enabled()
 
 
 KNOWN = {"params", "lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"} | {
@@ -61,8 +63,8 @@ def _by_kernel(base: SGD) -> bool:
         if (lists := _alike(group, base.state)) is None:
             return False
         calls.append((group, lists))
-    enabled = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(False)  # no_grad() costs as much as a small kernel
+    enabled = is_grad_enabled()
+    set_grad_enabled(False)  # no_grad() costs as much as a small kernel
     try:
         for group, lists in calls:
             torch._fused_sgd_(
@@ -76,7 +78,7 @@ def _by_kernel(base: SGD) -> bool:
                 is_first_step=False,
             )
     finally:
-        torch._C._set_grad_enabled(enabled)
+        set_grad_enabled(enabled)
     return True
 
 
@@ -87,7 +89,7 @@ def _alike(group: dict[str, Any], state: Any) -> tuple[list[Tensor], list[Tensor
     parameters: list[Tensor] = []
     gradients: list[Tensor] = []
     momenta: list[Tensor] = []
-    kept, dtype = bool(group["momentum"]), None
+    kept, dtype, in_order = bool(group["momentum"]), None, iter(state.items())
     for parameter in group["params"]:
         if (gradient := parameter.grad) is None:
             continue
@@ -95,7 +97,13 @@ def _alike(group: dict[str, Any], state: Any) -> tuple[list[Tensor], list[Tensor
             if dtype is not None:
                 return None
             dtype = parameter.dtype
-        momentum = state.get(parameter, NOTHING).get("momentum_buffer") if kept else gradient
+        if kept:
+            owner, memory = next(in_order, NOBODY)  # most often its own; to look it up takes a call of Python
+            if owner is not parameter:
+                memory = state.get(parameter, NOTHING)
+            momentum = memory.get("momentum_buffer")
+        else:
+            momentum = gradient
         if momentum is None or not parameter.is_cpu or not momentum.numel() == parameter.numel() == gradient.numel():
             return None
         # a sparse gradient is not contiguous
@@ -109,3 +117,4 @@ def _alike(group: dict[str, Any], state: Any) -> tuple[list[Tensor], list[Tensor
 
 
 NOTHING: dict[str, Any] = {}
+NOBODY = (None, NOTHING)

@@ -44,16 +44,13 @@ class Marks:
 
     def __init__(self, gradients: Sequence[Tensor]) -> None:
         self._first = weakref.ref(gradients[0])  # the id of a freed one may be another's; one reference is enough
-        self._seen = [(id(one), one._version) for one in gradients]
+        self._known, self._versions = list(map(id, gradients)), [one._version for one in gradients]
 
     def fit(self, gradients: Sequence[Tensor]) -> bool:
         """Whether these are the same gradients, and nobody wrote to them since."""
-        if self._first() is None or len(gradients) != len(self._seen):
+        if self._first() is None or gradients[0]._version != self._versions[0]:  # mostly that is enough
             return False
-        for gradient, (known, version) in zip(gradients, self._seen, strict=True):
-            if id(gradient) != known or gradient._version != version:
-                return False
-        return True
+        return self._known == list(map(id, gradients)) and self._versions == [one._version for one in gradients]
 
 
 class KeptBuffers:
@@ -90,7 +87,12 @@ def _owners(model: nn.Module | None) -> list[dict[str, Tensor | None]]:
         if module._buffers:
             found.append(module._buffers)
         for one in module._modules.values():
-            if one is not None and id(one) not in known:
+            if one is None:
+                continue
+            if not one._modules:  # one that is shared comes several times: putting the same values back twice is fine
+                if one._buffers:
+                    found.append(one._buffers)
+            elif id(one) not in known:
                 known.add(id(one))
                 modules.append(one)
     return found

@@ -106,7 +106,7 @@ class Wrapping(torch.optim.Optimizer):
     def complete_groups(self) -> None:
         """Complete the groups that the base was given beside this optimizer: they are the last ones."""
         for group in reversed(self.base.param_groups):
-            if self._own.keys() <= group.keys():
+            if "base_lr" in group:  # the last that is set
                 return
             self._complete(group)
             self.check_group(group)

@@ -34,10 +34,11 @@ def bounded_step(groups: Sequence[Group], rates: Rates, compiled: bool = False) 
         groups: per parameter itself, its gradient, the mean, the mean square, and for AMSBound the largest mean
             square; of any devices and types, halves with means in fp32.
         rates: the numbers.
-        compiled: large parameters go through one kernel each.
+        compiled: large parameters go through one kernel, some at a time.
     """
     alike: dict[tuple[torch.device, torch.dtype, bool], list[Group]] = {}
     members, last = [], None
+    large: dict[tuple[torch.device, torch.dtype, bool], list[Group]] = {}
     for group in groups:
         first = group[0]
         if first.dtype in HALVES:
@@ -45,7 +46,7 @@ def bounded_step(groups: Sequence[Group], rates: Rates, compiled: bool = False) 
             continue
         size, even = first.numel(), are_even(group)
         if compiled and even and size >= LEAST and rates.step:
-            compiled_kernel(first.device, first.dtype, len(group) > 4)(flat(group), rates)
+            large.setdefault((first.device, first.dtype, len(group) > 4), []).append(flat(group))
         elif even and size > SMALL and first.is_cpu:
             _walk(group, rates)
         elif size:
@@ -53,6 +54,8 @@ def bounded_step(groups: Sequence[Group], rates: Rates, compiled: bool = False) 
             if kind != last:  # most often all are of one
                 members, last = alike.setdefault(kind, []), kind
             members.append(group)
+    for kind, members in large.items():
+        compiled_kernel(*kind)(members, rates)
     for (_, _, fused), members in alike.items():
         _together([*map(list, zip(*members, strict=True))], rates, fused)
 

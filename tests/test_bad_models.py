@@ -73,7 +73,7 @@ UNFIT: dict[str, str | None] = {
     "holds a lock in a record": None,
     "holds a generator": None,
     "holds a tensor with history": None,
-    "hooks": "gradmax needs exactly one layer",
+    "hooks": None,
     "forbids copies": "must allow a deep copy",
 }
 """A text in the refusal; None where the model grows while it trains."""

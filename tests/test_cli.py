@@ -140,9 +140,10 @@ def test_a_root_that_is_a_file(tmp_path: Path):
 
 
 def test_no_site_left_to_grow(tmp_path: Path):
-    message = refused("run", WRN, "growth.sites=[stem]", f"run.root={tmp_path}")
+    gpt = str(Path(WRN).with_name("gpt_quarter.yaml"))
+    message = refused("run", gpt, "growth.sites=[blocks.0.*query#2]", "growth.fallback=null", f"run.root={tmp_path}")
     assert "growth needs at least one site that can grow, got none" in message
-    assert "stem (width 16): gradmax needs exactly one layer before and one after" in message
+    assert "query#2 (width 8): gradmax cannot serve units that norms or attention products depend on" in message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,20 +22,25 @@ from growkit.device import ComputePolicy
 from growkit.errors import GrowthRefused, SurgeryError, UserInputError
 from growkit.growth.base import GrowthRecord
 from growkit.growth.controller import describe_refusals
+from growkit.growth.initializers import any_graph
 from growkit.surgery import function_change, observe, replay
 
 # before training
 
 
-def test_sites_that_no_initializer_serves_are_given_up_with_a_reason() -> None:
+def test_sites_that_no_initializer_serves_are_given_up_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(any_graph, "LARGEST_FAN_OUT", 3)
     run = start(initializer=GradMaxSettings()).prepare()
     assert [site.name for site in run.controller.tracked] == ["inner"]
     (refusal,) = [r for r in run.controller.refusals if r.name == "stem"]
-    assert "gradmax needs exactly one layer" in refusal.reason and "growth.fallback" in refusal.reason
+    assert (
+        "gradmax measures units that at most 3 entries read" in refusal.reason and "growth.fallback" in refusal.reason
+    )
     assert f"stem (width 4): {refusal.reason}, at " in describe_refusals(run.controller.refusals)
 
 
-def test_a_fallback_serves_them() -> None:
+def test_a_fallback_serves_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(any_graph, "LARGEST_FAN_OUT", 3)
     run = start(initializer=GradMaxSettings(), fallback=ZeroSettings()).prepare()
     event = run.grow()
     assert [(g.site, g.initializer, g.form) for g in event.grown] == [

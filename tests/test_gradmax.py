@@ -14,7 +14,7 @@ from growkit.config.growth import GradMaxSettings, RandomSettings
 from growkit.errors import GrowthRefused, TrainingError
 from growkit.graph import Chain, GrowthSite, find_sites
 from growkit.growth.initializers import GaussianRandom, GradMax
-from growkit.growth.initializers.gradmax import EXACT_LIMIT, top_singular
+from growkit.growth.initializers.singular import EXACT_LIMIT, top_singular
 from growkit.growth.statistics import GradientMatrix, Measurement
 from growkit.surgery import Extension, Growth, Inputs, grow
 

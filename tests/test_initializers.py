@@ -69,10 +69,6 @@ def test_random_takes_zero_fan_out_off_the_chain() -> None:
     assert extended.form == "zero_fan_out" and "more than one layer" in extended.reason
 
 
-def test_gradmax_refuses_what_is_no_chain() -> None:
-    assert "exactly one layer before and one after" in str(GradMax().refuses(growth_case("residual stream").site))
-
-
 # norms
 
 

@@ -15,14 +15,13 @@ from growkit.config.growth import GradMaxSettings
 from growkit.errors import GrowthRefused
 from growkit.graph import GrowthSite
 from growkit.growth.base import Extended, Initializer
+from growkit.growth.initializers.any_graph import extend_through_graph, refuses_graph
 from growkit.growth.initializers.forms import choose_form
 from growkit.growth.initializers.norms import scaled, slice_norm
+from growkit.growth.initializers.singular import top_singular
 from growkit.growth.statistics import GradientMatrix, Measurement
 
-__all__ = ["GradMax", "top_singular"]
-
-EXACT_LIMIT = 600  # the smaller side of a matrix up to which its Gram matrix is decomposed exactly
-RANK_TOLERANCE = 1e-5  # singular values below this share of the largest count as 0
+__all__ = ["GradMax"]
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,11 @@ class GradMax(Initializer):
     name: ClassVar[str] = "gradmax"
 
     def refuses(self, site: GrowthSite) -> str | None:
-        if site.chain is None:
-            return (
-                "gradmax needs exactly one layer before and one after these units, with nothing but activations between"
-            )
-        return None
+        return refuses_graph(site) if site.chain is None else None
 
     def extend(self, site: GrowthSite, num_new: int, measurement: Measurement, generator: torch.Generator) -> Extended:
-        assert site.chain is not None, "refuses() was not asked"
+        if site.chain is None:
+            return extend_through_graph(site, num_new, measurement, self.settings, generator)
         form, reason = choose_form(self.settings.form, site, measurement)
         gradient = measurement.gradient_matrix(site)
         left, sigma, right = top_singular(gradient.matrix, num_new, generator)
@@ -102,47 +98,3 @@ def _distinct(response: Tensor) -> Tensor:
     """Responses [2K] to K directions and then their opposites, the opposite marked -1 where it answers alike."""
     forth, back = response.chunk(2)
     return torch.cat([forth, back.masked_fill(torch.isclose(forth, back, rtol=1e-4, atol=0.0), -1.0)])
-
-
-def top_singular(matrix: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` largest singular triplets of `matrix` [R, S], fewer where its rank is lower.
-
-    Up to 600 rows or columns by the eigenvectors of the smaller Gram matrix in float64; above by randomised subspace
-    iteration (Halko, Martinsson and Tropp, 2011), iterated until the energy of the triplets settles (to about 1e-3).
-
-    Returns:
-        left [R, k], sigma [k] (largest first), right [S, k], in the matrix's own type.
-    """
-    wide = matrix.double()
-    if wide.shape[0] > wide.shape[1]:
-        right, sigma, left = top_singular(matrix.T, count, generator)
-        return left, sigma, right
-    if wide.shape[0] <= EXACT_LIMIT:
-        values, vectors = torch.linalg.eigh(wide @ wide.T)
-        left = vectors.flip(1)[:, :count]
-        sigma = values.flip(0)[:count].clamp_min(0.0).sqrt()
-    else:
-        left, sigma = _subspace_iteration(wide, count, generator)
-    rank = int((sigma > RANK_TOLERANCE * sigma[:1]).sum()) if float(sigma[0]) > 0.0 else 0
-    left, sigma = left[:, :rank], sigma[:rank]
-    right = wide.T @ left / sigma
-    return left.to(matrix), sigma.to(matrix), right.to(matrix)
-
-
-def _subspace_iteration(
-    matrix: Tensor, count: int, generator: torch.Generator, oversampling: int = 16
-) -> tuple[Tensor, Tensor]:
-    columns = min(count + oversampling, matrix.shape[0])
-    start = torch.randn(matrix.shape[1], columns, generator=generator).to(matrix)
-    basis = torch.linalg.qr(matrix @ start).Q
-    captured = 0.0
-    for _ in range(100):
-        # two powers a step: a flat spectrum gains so little at one that the end would seem near
-        basis = torch.linalg.qr(matrix @ (matrix.T @ basis)).Q
-        basis = torch.linalg.qr(matrix @ (matrix.T @ basis)).Q
-        energy = float(torch.linalg.svdvals(basis.T @ matrix)[:count].square().sum())
-        if energy - captured <= 1e-4 * energy:
-            break
-        captured = energy
-    left, sigma, _ = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return (basis @ left)[:, :count], sigma[:count]

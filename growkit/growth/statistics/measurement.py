@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from growkit.device import exact_arithmetic
 from growkit.errors import TrainingError
 from growkit.graph import GrowthSite, copy_of
+from growkit.growth.statistics.fan_map import FanMap, gradient_of, measure_fan_map
 from growkit.growth.statistics.gradient import GradientMatrix, gradient_matrix
+from growkit.growth.statistics.layout import unit_layout
 from growkit.growth.statistics.tap import Call, Tap
 from growkit.rng import isolated
-from growkit.surgery import Extension, Growth, Inputs, grow, lookup, untouched
+from growkit.surgery import Extension, Growth, Inputs, function_change, grow, lookup, observe, untouched
 
 __all__ = ["ActivationFacts", "Loss", "Measurement"]
 
@@ -84,11 +86,7 @@ class Measurement:
             self.tensor(site.chain.consumer),
             centre="batch_norm" in site.chain.between,
         )
-        if not bool(found.matrix.isfinite().all()):
-            raise TrainingError(
-                f"the gradient at {site.name} must be finite to grow there, got inf or NaN on the growth batch; "
-                "lower the learning rate"
-            )
+        _check_finite(found.matrix, site)
         return found
 
     def activation(self, site: GrowthSite) -> ActivationFacts:
@@ -108,6 +106,44 @@ class Measurement:
             gradient = model.get_parameter(site.chain.consumer).grad
             assert gradient is not None
             return gradient[:, -count:].transpose(0, 1).flatten(1).norm(dim=1)
+        finally:
+            edit.undo()
+
+    def fan_map(self, site: GrowthSite, shift: float = 0.0) -> FanMap:
+        """The gradient matrix of any site, through whatever stands between; see `measure_fan_map`.
+
+        Raises:
+            TrainingError: it is not finite.
+            GrowthRefused: its units cannot be probed.
+        """
+        found = measure_fan_map(self.model, site, self._backward, shift)
+        _check_finite(found.matrix, site)
+        return found
+
+    def silence(self, site: GrowthSite) -> float:
+        """By how much a unit of zero fan-in changes the outputs, relative to their size: 0 where f(0) = 0."""
+        model, layout = copy_of(self.model), unit_layout(site, 1)
+        before = observe(model, self.inputs)
+        edit = grow(model, [Growth(site, 1)])
+        try:
+            with torch.no_grad():
+                for part in layout.filters:
+                    part.write(model.get_parameter(part.name), part.identity())
+                for part in layout.fan_out:
+                    part.write(model.get_parameter(part.name), torch.ones(()))
+            self.forwards += 4
+            return function_change(before, observe(model, self.inputs)).worst
+        finally:
+            edit.undo()
+
+    def response_of(self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int) -> Tensor:
+        """Gradient norms of the zero fan-out of `count` units with the given fan-in, measured on a copy: [count]."""
+        model, layout = copy_of(self.model), unit_layout(site, count)
+        edit = grow(model, [Growth(site, count, Extension(values))])
+        try:
+            self._backward(model)
+            gradients = [gradient_of(model.get_parameter(part.name), part) for part in layout.fan_out]
+            return torch.cat(gradients, 1).norm(dim=1)
         finally:
             edit.undo()
 
@@ -164,6 +200,14 @@ class Measurement:
             model.train(training)
             model(*self.inputs.args, **(self.inputs.kwargs or {}))
         return tap.calls
+
+
+def _check_finite(matrix: Tensor, site: GrowthSite) -> None:
+    if not bool(matrix.isfinite().all()):
+        raise TrainingError(
+            f"the gradient at {site.name} must be finite to grow there, got inf or NaN on the growth batch; "
+            "lower the learning rate"
+        )
 
 
 def _newest_unit(calls: dict[str, Call], site: GrowthSite) -> Tensor:

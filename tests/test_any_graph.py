@@ -264,3 +264,11 @@ def test_a_residual_stream_grows_by_the_directions_of_its_own_map() -> None:
     assert extended.form == "zero_fan_in" and "norms depend on these units" in extended.reason
     assert function_change(before, observe(model, measurement.inputs)).worst <= 1e-7
     edit.undo()
+
+
+def test_over_several_batches_the_map_is_that_of_their_mean_loss() -> None:
+    model, site, measurement = case("two readers")
+    x = measurement.inputs.args[0]
+    more = ((Inputs((x[6:],)), TARGETS[6:]),)
+    pooled = Measurement(model, F.cross_entropy, Inputs((x[:6],)), TARGETS[:6], (site,), more)
+    assert torch.allclose(pooled.fan_map(site).matrix, measurement.fan_map(site).matrix, atol=1e-15)

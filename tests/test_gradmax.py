@@ -399,3 +399,15 @@ def test_above_the_exact_limit_the_energy_is_nearly_optimal(decay: float, tall: 
     assert 0.999 * truth <= captured <= truth * (1 + 1e-6)
     assert float(sigma.double().square().sum()) == pytest.approx(float(captured), rel=1e-4)
     assert right.shape == (columns, count)
+
+
+def test_over_several_batches_it_is_the_matrix_of_their_mean_loss() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x = torch.randn(12, 5, dtype=torch.float64)
+    site: Any = Line(model, "0.weight", "2.weight")
+    more = tuple((Inputs((x[part : part + 4],)), TARGETS[part : part + 4]) for part in (4, 8))
+    pooled = Measurement(model, F.cross_entropy, Inputs((x[:4],)), TARGETS[:4], (site,), more)
+    whole = Measurement(model, F.cross_entropy, Inputs((x,)), TARGETS, (site,))
+    assert torch.allclose(pooled.gradient_matrix(site).matrix, whole.gradient_matrix(site).matrix, atol=1e-15)
+    assert len(pooled.gradient_matrices(site)) == 3 and pooled.forwards == 9

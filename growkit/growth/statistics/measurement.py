@@ -1,9 +1,9 @@
-"""What initializers may know: the facts of one growth batch, each measured once and only if asked for."""
+"""What initializers may know: the facts of growth batches, each measured once and only if asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,14 +41,17 @@ class ActivationFacts:
 
 @dataclass
 class Measurement:
-    """Facts of one growth batch about a model that is left as it was.
+    """Facts of one or several growth batches about a model that is left as it was.
+
+    Gradients are those of the mean loss over the batches; what stands between two layers is looked at on the first.
 
     Attributes:
         model: the model before the event.
         loss: data loss of (outputs, targets).
         inputs: of the growth batch.
         targets: of the growth batch.
-        sites: the sites of the coming event; all are measured by one forward and one backward pass.
+        sites: the sites of the coming event; all are measured by one forward and one backward pass for each batch.
+        more: inputs and targets of further growth batches of the same size.
         forwards: passes made so far, a backward pass counted as two forwards, for the FLOPs ledger.
     """
 
@@ -57,8 +60,9 @@ class Measurement:
     inputs: Inputs
     targets: Tensor
     sites: tuple[GrowthSite, ...]
+    more: tuple[tuple[Inputs, Tensor], ...] = ()
     forwards: int = 0
-    _calls: dict[str, Call] | None = field(default=None, repr=False)
+    _calls: list[dict[str, Call]] | None = field(default=None, repr=False)
     _activations: dict[str, ActivationFacts] | None = field(default=None, repr=False)
 
     def tensor(self, name: str) -> Tensor:
@@ -68,25 +72,41 @@ class Measurement:
     def bias_of(self, site: GrowthSite) -> str | None:
         """The name of the producer's bias in a chain; None where it has none."""
         assert site.chain is not None
-        bias = self._all_calls()[site.chain.producer].bias
+        bias = self._all_calls()[0][site.chain.producer].bias
         return next((name for name, p in self.model.named_parameters() if p is bias), None)
 
     def gradient_matrix(self, site: GrowthSite) -> GradientMatrix:
-        """The gradient matrix of a chain site; see `gradient_matrix`.
+        """The gradient matrix of a chain site, of the mean loss over the batches; see `gradient_matrix`.
 
         Raises:
             TrainingError: it is not finite.
         """
+        first, *others = self.gradient_matrices(site)
+        if not others:
+            return first
+        matrices = torch.stack([first.matrix, *(one.matrix for one in others)])
+        return replace(first, matrix=matrices.mean(0))
+
+    def gradient_matrices(self, site: GrowthSite) -> list[GradientMatrix]:
+        """The gradient matrix of a chain site for each batch.
+
+        Raises:
+            TrainingError: one is not finite.
+        """
         assert site.chain is not None
-        calls = self._all_calls()
-        found = gradient_matrix(
-            calls[site.chain.producer],
-            calls[site.chain.consumer],
-            self.tensor(site.chain.producer),
-            self.tensor(site.chain.consumer),
-            centre="batch_norm" in site.chain.between,
-        )
-        _check_finite(found.matrix, site)
+        producer, consumer = site.chain.producer, site.chain.consumer
+        found = [
+            gradient_matrix(
+                calls[producer],
+                calls[consumer],
+                self.tensor(producer),
+                self.tensor(consumer),
+                centre="batch_norm" in site.chain.between,
+            )
+            for calls in self._all_calls()
+        ]
+        for one in found:
+            _check_finite(one.matrix, site)
         return found
 
     def activation(self, site: GrowthSite) -> ActivationFacts:
@@ -147,26 +167,39 @@ class Measurement:
         finally:
             edit.undo()
 
-    def _all_calls(self) -> dict[str, Call]:
+    def _all_calls(self) -> list[dict[str, Call]]:
         if self._calls is None:
             names = {name for site in self.sites if site.chain for name in (site.chain.producer, site.chain.consumer)}
             gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+            self.model.zero_grad(set_to_none=True)
             try:
-                self._calls = self._backward(self.model, names)
+                self._calls = [self._pass(self.model, batch, names) for batch in self._batches]
             finally:
                 for parameter, gradient in gradients:
                     parameter.grad = gradient
         return self._calls
 
-    def _backward(self, model: nn.Module, watched: Iterable[str] = ()) -> dict[str, Call]:
+    @property
+    def _batches(self) -> list[tuple[Inputs, Tensor]]:
+        return [(self.inputs, self.targets), *self.more]
+
+    def _backward(self, model: nn.Module) -> None:
+        """Gradients of the mean loss over the batches, in a copy of the model."""
+        model.zero_grad(set_to_none=True)
+        for batch in self._batches:
+            self._pass(model, batch, share=1.0 / len(self._batches))
+
+    def _pass(
+        self, model: nn.Module, batch: tuple[Inputs, Tensor], watched: Iterable[str] = (), share: float = 1.0
+    ) -> dict[str, Call]:
+        """One batch forward and backward; gradients are added to those that are there."""
         self.forwards += 3
-        weights = {id(model.get_parameter(name)): name for name in watched}
+        weights, (inputs, targets) = {id(model.get_parameter(name)): name for name in watched}, batch
         with untouched(model), exact_arithmetic(), isolated(0), torch.enable_grad():
             model.train()
-            model.zero_grad(set_to_none=True)
             with Tap(weights) as tap:
-                outputs = model(*self.inputs.args, **(self.inputs.kwargs or {}))
-            self.loss(outputs, self.targets).backward()
+                outputs = model(*inputs.args, **(inputs.kwargs or {}))
+            (share * self.loss(outputs, targets)).backward()
         for call in tap.calls.values():
             call.input, call.output = call.input.detach(), call.output.detach()
         return tap.calls

@@ -15,7 +15,7 @@ from growkit.errors import GrowthRefused, TrainingError
 from growkit.graph import Chain, GrowthSite, find_sites
 from growkit.growth.initializers import GaussianRandom, GradMax
 from growkit.growth.initializers.singular import EXACT_LIMIT, top_singular
-from growkit.growth.statistics import GradientMatrix, Measurement
+from growkit.growth.statistics import GradientMatrix, Measurement, gradient
 from growkit.surgery import Extension, Growth, Inputs, grow
 
 TARGETS = torch.arange(12) % 3
@@ -126,9 +126,13 @@ def test_the_matrix_with_valid_padding_and_uneven_settings() -> None:
 def check_convolution(dims: int, first: dict[str, Any], second: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model, x = ConvNet(dims, first, second).double(), torch.randn(4, 2, *SIZES[dims], dtype=torch.float64)
-    found, truth = gradient_matrix(model, x), by_autograd(model, x)
-    assert found.matrix.shape == truth.shape
-    assert torch.allclose(found.matrix, truth, rtol=1e-9, atol=1e-12)
+    truth = by_autograd(model, x)
+    for composed in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gradient, "is_worth_composing", lambda *_, composed=composed: composed)
+            found = gradient_matrix(model, x)
+        assert found.matrix.shape == truth.shape
+        assert torch.allclose(found.matrix, truth, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])

@@ -174,8 +174,10 @@ class GrowthController:
             params_after=count_params(self.model),
             flops_before=flops,
             flops_after=grown_flops,
-            flops_spent=len(targets)
-            * ((measurement.forwards + before.forwards) * flops + self._flops_verifying + after.forwards * grown_flops),
+            flops_spent=round(
+                len(targets) * ((measurement.forwards + before.forwards) * flops + self._flops_verifying)
+                + len(targets) * after.forwards * grown_flops
+            ),
             cpu_seconds=0.0,
         )
         self._watched = new_entries(self.model, edit)

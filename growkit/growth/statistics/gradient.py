@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from growkit.errors import GrowthRefused
+from growkit.growth.statistics.composed import composed_matrix, is_worth_composing, reached
 from growkit.growth.statistics.tap import Call
 
 __all__ = ["GradientMatrix", "gradient_matrix"]
@@ -37,10 +38,10 @@ def gradient_matrix(
 ) -> GradientMatrix:
     """The matrix M with dL/dw_in = M^T w_out for a unit of zero fan-in and unit slope between the two layers.
 
-    Exact for any stride, padding and dilation, borders included: the output gradient is spread back to the hidden
-    positions once per kernel position of the consumer, and correlated with the producer's input (the published
-    composition of the two kernels is exact only for stride and dilation 1 away from borders; Evci et al., ICLR 2022,
-    section 3).
+    Exact for any stride, padding and dilation, borders included: by the composed kernel, with what it forgets at the
+    borders (`composed`), or where that does not pay by spreading the output gradient back to the hidden positions once
+    per kernel position of the consumer. (The published composition is exact only for stride and dilation 1 away from
+    borders; Evci et al., ICLR 2022, section 3.)
 
     Args:
         producer: the call of the layer that gains outputs.
@@ -57,6 +58,8 @@ def gradient_matrix(
         x, dz = producer.input.flatten(0, -2), consumer.output_gradient.flatten(0, -2)
         spread = dz - dz.mean(0, keepdim=True) if centre else dz
         matrix, per_unit = spread.T @ x, spread.sum(0)
+    elif is_worth_composing(producer, consumer, producer_weight.shape[2:], consumer_weight.shape[2:]):
+        matrix, per_unit = _composed(producer, consumer, producer_weight, consumer_weight, centre)
     else:
         spread = _spread_back(producer, consumer, consumer_weight)
         if centre:
@@ -67,6 +70,21 @@ def gradient_matrix(
         matrix = torch.cat([matrix, per_unit[:, None]], dim=1)
     fan_out = (consumer_weight.shape[0], *consumer_weight.shape[2:])
     return GradientMatrix(matrix, fan_out, tuple(producer_weight.shape[1:]))
+
+
+def _composed(
+    producer: Call, consumer: Call, producer_weight: Tensor, consumer_weight: Tensor, centre: bool
+) -> tuple[Tensor, Tensor]:
+    """The matrix [O*V, C*U] and the gradients of a bias [O*V]."""
+    kernels = producer_weight.shape[2:], consumer_weight.shape[2:]
+    matrix = composed_matrix(producer, consumer, *kernels).flatten(0, len(kernels[1])).flatten(1)
+    per_unit = reached(producer, consumer, *kernels).flatten()
+    if centre:
+        hidden = producer.output.new_ones(len(producer.output), 1, *producer.output.shape[2:])
+        read = _weight_gradient(producer, hidden, producer_weight).flatten()  # sums of the input over hidden positions
+        matrix = matrix - torch.outer(per_unit / hidden.numel(), read)
+        per_unit = torch.zeros_like(per_unit)
+    return matrix, per_unit
 
 
 def _spread_back(producer: Call, consumer: Call, weight: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ __all__ = ["ActivationFacts", "Loss", "Measurement"]
 
 Loss = Callable[[Any, Tensor], Tensor]
 
+PROBED = 8  # samples on which it is looked at what stands between two layers: it does the same to all
+
 
 @dataclass(frozen=True)
 class ActivationFacts:
@@ -52,7 +54,7 @@ class Measurement:
         targets: of the growth batch.
         sites: the sites of the coming event; all are measured by one forward and one backward pass for each batch.
         more: inputs and targets of further growth batches of the same size.
-        forwards: passes made so far, a backward pass counted as two forwards, for the FLOPs ledger.
+        forwards: passes over one batch made so far, a backward pass counted as two, for the FLOPs ledger.
     """
 
     model: nn.Module
@@ -61,7 +63,7 @@ class Measurement:
     targets: Tensor
     sites: tuple[GrowthSite, ...]
     more: tuple[tuple[Inputs, Tensor], ...] = ()
-    forwards: int = 0
+    forwards: float = 0.0
     _calls: list[dict[str, Call]] | None = field(default=None, repr=False)
     _activations: dict[str, ActivationFacts] | None = field(default=None, repr=False)
 
@@ -142,8 +144,8 @@ class Measurement:
 
     def silence(self, site: GrowthSite) -> float:
         """By how much a unit of zero fan-in changes the outputs, relative to their size: 0 where f(0) = 0."""
-        model, layout = copy_of(self.model), unit_layout(site, 1)
-        before = observe(model, self.inputs)
+        model, layout, inputs = copy_of(self.model), unit_layout(site, 1), self.inputs.at_most(PROBED)
+        before = observe(model, inputs)
         edit = grow(model, [Growth(site, 1)])
         try:
             with torch.no_grad():
@@ -151,8 +153,8 @@ class Measurement:
                     part.write(model.get_parameter(part.name), part.identity())
                 for part in layout.fan_out:
                     part.write(model.get_parameter(part.name), torch.ones(()))
-            self.forwards += 4
-            return function_change(before, observe(model, self.inputs)).worst
+            self._count_probe(4)
+            return function_change(before, observe(model, inputs)).worst
         finally:
             edit.undo()
 
@@ -166,6 +168,9 @@ class Measurement:
             return torch.cat(gradients, 1).norm(dim=1)
         finally:
             edit.undo()
+
+    def _count_probe(self, passes: int) -> None:
+        self.forwards += passes * min(PROBED, len(self.targets)) / len(self.targets)
 
     def _all_calls(self) -> list[dict[str, Call]]:
         if self._calls is None:
@@ -206,7 +211,7 @@ class Measurement:
 
     def _probe_activations(self, sites: list[GrowthSite]) -> dict[str, ActivationFacts]:
         """Widen a copy by one silent unit per site and watch what becomes of its zero pre-activation."""
-        self.forwards += 2
+        self._count_probe(3)
         model = copy_of(self.model)
         edit = grow(model, [Growth(site, 1) for site in sites])
         try:
@@ -231,7 +236,8 @@ class Measurement:
     def _listen(self, model: nn.Module, weights: dict[int, str], *, training: bool) -> dict[str, Call]:
         with exact_arithmetic(), isolated(0), torch.enable_grad(), Tap(weights) as tap:
             model.train(training)
-            model(*self.inputs.args, **(self.inputs.kwargs or {}))
+            inputs = self.inputs.at_most(PROBED)
+            model(*inputs.args, **(inputs.kwargs or {}))
         return tap.calls
 
 

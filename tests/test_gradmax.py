@@ -133,6 +133,18 @@ def check_convolution(dims: int, first: dict[str, Any], second: dict[str, Any]) 
             found = gradient_matrix(model, x)
         assert found.matrix.shape == truth.shape
         assert torch.allclose(found.matrix, truth, rtol=1e-9, atol=1e-12)
+    check_products(model, x, truth)
+
+
+def check_products(model: nn.Module, x: Tensor, truth: Tensor, between: tuple[str, ...] = ("tanh",)) -> None:
+    """The operator gives the products of the matrix."""
+    names = [name for name, p in model.named_parameters() if p.dim() > 1]
+    site: Any = Line(model, names[0], names[1], between)
+    operator = Measurement(model, F.cross_entropy, Inputs((x,)), TARGETS[: len(x)], (site,)).gradient_operator(site)
+    fan_in, fan_out = (torch.randn(size, 3, dtype=torch.float64) for size in reversed(truth.shape))
+    assert operator.shape == tuple(truth.shape)
+    assert torch.allclose(operator.times(fan_in), truth @ fan_in, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(operator.transposed_times(fan_out), truth.T @ fan_out, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
@@ -147,7 +159,9 @@ def test_the_matrix_of_linear_layers_is_what_autograd_measures(shape: tuple[int,
 
     model = Net(nn.Linear(5, 6, bias=bias), nn.Tanh(), nn.Linear(6, 3)).double()
     x = torch.randn(12, *shape, dtype=torch.float64)
-    assert torch.allclose(gradient_matrix(model, x).matrix, by_autograd(model, x), rtol=1e-9, atol=1e-12)
+    truth = by_autograd(model, x)
+    assert torch.allclose(gradient_matrix(model, x).matrix, truth, rtol=1e-9, atol=1e-12)
+    check_products(model, x, truth)
 
 
 class Functional(nn.Module):

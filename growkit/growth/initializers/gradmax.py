@@ -18,8 +18,8 @@ from growkit.growth.base import Extended, Initializer
 from growkit.growth.initializers.any_graph import extend_through_graph, refuses_graph
 from growkit.growth.initializers.forms import choose_form
 from growkit.growth.initializers.norms import scaled, slice_norm
-from growkit.growth.initializers.singular import top_singular
-from growkit.growth.statistics import GradientMatrix, Measurement
+from growkit.growth.initializers.singular import EXACT_LIMIT, top_singular, top_singular_of
+from growkit.growth.statistics import GradientOperator, Measurement
 
 __all__ = ["GradMax"]
 
@@ -47,13 +47,26 @@ class GradMax(Initializer):
         if site.chain is None:
             return extend_through_graph(site, num_new, measurement, self.settings, generator)
         form, reason = choose_form(self.settings.form, site, measurement)
-        gradient = measurement.gradient_matrix(site)
-        left, sigma, right = top_singular(gradient.matrix, num_new, generator)
+        gradient = measurement.gradient_operator(site)
+        left, sigma, right = self._triplets(site, gradient, num_new, measurement, generator)
         left, right, note = self._fill_beyond_rank(site, num_new, left, sigma, right, generator)
         facts = {"sigma": [round(float(s), 9) for s in sigma], **note}
         if form == "zero_fan_in":
             return Extended(self._fan_out(site, gradient, left, measurement), form, reason, facts)
         return Extended(self._fan_in(site, gradient, right, num_new, measurement), form, reason, facts)
+
+    def _triplets(
+        self,
+        site: GrowthSite,
+        gradient: GradientOperator,
+        count: int,
+        measurement: Measurement,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if min(gradient.shape) <= EXACT_LIMIT:
+            return top_singular(measurement.gradient_matrix(site).matrix, count, generator)
+        assert site.chain is not None
+        return top_singular_of(gradient, count, generator, measurement.tensor(site.chain.consumer))
 
     def _fill_beyond_rank(
         self, site: GrowthSite, num_new: int, left: Tensor, sigma: Tensor, right: Tensor, generator: torch.Generator
@@ -71,7 +84,7 @@ class GradMax(Initializer):
         return torch.cat([left, extra_left], 1), torch.cat([right, extra_right], 1), {"random_beyond_rank": missing}
 
     def _fan_out(
-        self, site: GrowthSite, gradient: GradientMatrix, left: Tensor, measurement: Measurement
+        self, site: GrowthSite, gradient: GradientOperator, left: Tensor, measurement: Measurement
     ) -> dict[tuple[str, int], Tensor]:
         assert site.chain is not None
         outputs, *kernel = gradient.fan_out_shape
@@ -80,7 +93,7 @@ class GradMax(Initializer):
         return {(site.chain.consumer, 1): scaled(slices, 1, norm)}
 
     def _fan_in(
-        self, site: GrowthSite, gradient: GradientMatrix, right: Tensor, num_new: int, measurement: Measurement
+        self, site: GrowthSite, gradient: GradientOperator, right: Tensor, num_new: int, measurement: Measurement
     ) -> dict[tuple[str, int], Tensor]:
         assert site.chain is not None
         norm = slice_norm(measurement.tensor(site.chain.producer), 0, self.settings)

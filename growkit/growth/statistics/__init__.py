@@ -6,6 +6,7 @@ from growkit.growth.statistics.fan_map import Component, FanMap
 from growkit.growth.statistics.gradient import GradientMatrix, gradient_matrix
 from growkit.growth.statistics.layout import Part, UnitLayout, by_parts, slices_of, unit_layout
 from growkit.growth.statistics.measurement import ActivationFacts, Loss, Measurement
+from growkit.growth.statistics.operator import GradientOperator
 from growkit.growth.statistics.tap import Call
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Component",
     "FanMap",
     "GradientMatrix",
+    "GradientOperator",
     "Loss",
     "Measurement",
     "Part",

@@ -15,7 +15,7 @@ from growkit.errors import GrowthRefused
 from growkit.growth.statistics.composed import composed_matrix, is_worth_composing, reached
 from growkit.growth.statistics.tap import Call
 
-__all__ = ["GradientMatrix", "gradient_matrix"]
+__all__ = ["GradientMatrix", "check_pair", "gradient_matrix"]
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,9 @@ def gradient_matrix(
         consumer_weight: [O, hidden, *kernel].
         centre: a BatchNorm in train mode stands between: it removes the mean over batch and positions.
     """
-    if consumer.output_gradient is None:
-        raise GrowthRefused("the loss must depend on a layer for its units to have a gradient, and here it does not")
+    check_pair(producer, consumer)
+    assert consumer.output_gradient is not None
     if not consumer.stride:
-        if producer.stride:
-            raise GrowthRefused("a convolution followed by a linear layer has no closed-form gradient matrix")
         x, dz = producer.input.flatten(0, -2), consumer.output_gradient.flatten(0, -2)
         spread = dz - dz.mean(0, keepdim=True) if centre else dz
         matrix, per_unit = spread.T @ x, spread.sum(0)
@@ -70,6 +68,14 @@ def gradient_matrix(
         matrix = torch.cat([matrix, per_unit[:, None]], dim=1)
     fan_out = (consumer_weight.shape[0], *consumer_weight.shape[2:])
     return GradientMatrix(matrix, fan_out, tuple(producer_weight.shape[1:]))
+
+
+def check_pair(producer: Call, consumer: Call) -> None:
+    """Raise GrowthRefused for layers between which there is no gradient matrix."""
+    if consumer.output_gradient is None:
+        raise GrowthRefused("the loss must depend on a layer for its units to have a gradient, and here it does not")
+    if producer.stride and not consumer.stride:
+        raise GrowthRefused("a convolution followed by a linear layer has no closed-form gradient matrix")
 
 
 def _composed(

@@ -13,8 +13,9 @@ from growkit.device import exact_arithmetic
 from growkit.errors import TrainingError
 from growkit.graph import GrowthSite, copy_of
 from growkit.growth.statistics.fan_map import FanMap, gradient_of, measure_fan_map
-from growkit.growth.statistics.gradient import GradientMatrix, gradient_matrix
+from growkit.growth.statistics.gradient import GradientMatrix, check_pair, gradient_matrix
 from growkit.growth.statistics.layout import unit_layout
+from growkit.growth.statistics.operator import GradientOperator
 from growkit.growth.statistics.tap import Call, Tap
 from growkit.rng import isolated
 from growkit.surgery import Extension, Growth, Inputs, function_change, grow, lookup, observe, untouched
@@ -88,6 +89,29 @@ class Measurement:
             return first
         matrices = torch.stack([first.matrix, *(one.matrix for one in others)])
         return replace(first, matrix=matrices.mean(0))
+
+    def gradient_operator(self, site: GrowthSite) -> GradientOperator:
+        """The same matrix by its products, for sizes whose entries nobody wants to see.
+
+        Raises:
+            TrainingError: it is not finite.
+            GrowthRefused: the loss does not depend on the layer, or the two layers are of different kinds.
+        """
+        assert site.chain is not None
+        producer, consumer = site.chain.producer, site.chain.consumer
+        made, read = self.tensor(producer), self.tensor(consumer)
+        pairs = [(calls[producer], calls[consumer]) for calls in self._all_calls()]
+        for first, second in pairs:
+            check_pair(first, second)
+            assert second.output_gradient is not None
+            _check_finite(second.output_gradient, site)
+            _check_finite(first.input, site)
+        return GradientOperator(
+            pairs,
+            tuple(made.shape[1:]),
+            (read.shape[0], *read.shape[2:]),
+            centre="batch_norm" in site.chain.between,
+        )
 
     def gradient_matrices(self, site: GrowthSite) -> list[GradientMatrix]:
         """The gradient matrix of a chain site for each batch.

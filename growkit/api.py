@@ -59,7 +59,7 @@ def grow(
     validate: Any = None,
     test: Any = None,
     *,
-    budget: Mapping[str, int] | None = None,
+    budget: Mapping[str, float] | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     root: str | Path | None = None,
     observers: Sequence[Observer] | None = None,
@@ -72,7 +72,7 @@ def grow(
             classification. What is not given below is split off it, by the shares in `data.split`.
         validate: likewise, used as it is; steers growth.
         test: likewise; read once, at the end.
-        budget: {"params": ..., "flops": ...} that no event may exceed.
+        budget: what no event may exceed, such as {"params": ..., "latency_ms": ...}: the keys of `growth.budget`.
         config: settings as {"train.epochs": 20, "data.split.validate": 0.2, "data.augment.flip": True}, a YAML file or
             a Config, of which `model` and the source of the data are replaced by what is given here.
         root: folder under which a run folder is written; None writes nothing.
@@ -120,7 +120,7 @@ def grow(
 
 def _settings(
     config: Config | Mapping[str, Any] | str | Path | None,
-    budget: Mapping[str, int] | None,
+    budget: Mapping[str, float] | None,
     root: str | Path | None,
     model_type: str,
 ) -> Config:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from growkit.config import Config
 from growkit.config.growth import GrowthSettings, NeverSettings, PeriodicSettings
 from growkit.config.models import ModelSettings
 from growkit.convolutions import strided_over_padding
-from growkit.cost import count_flops, count_params
+from growkit.cost import BACKWARD_AND_FORWARD, count_flops, count_params
 from growkit.data import Data, load_data, num_batches
 from growkit.device import ComputePolicy, choose_compute
 from growkit.errors import ModelError, UserInputError
@@ -21,6 +22,7 @@ from growkit.graph import Refusal, check_model, check_values, copy_of, find_site
 from growkit.growth.base import Clock
 from growkit.growth.controller import GrowthController
 from growkit.growth.plan import GrowthPlan
+from growkit.growth.policy import Policy
 from growkit.growth.statistics import Loss
 from growkit.losses import build_loss
 from growkit.models import build_model, check_output
@@ -41,6 +43,7 @@ class Assembly:
     Attributes:
         seed_settings: of the model, None for a live module. plan: None where growth depends on training.
         planned_flops: training FLOPs of the plan. warnings: what the user should know and what was done about it.
+        clock: the run's length.
     """
 
     config: Config
@@ -54,12 +57,8 @@ class Assembly:
     plan: GrowthPlan | None
     planned_flops: int | None
     warnings: list[str]
+    clock: Clock
     site_names: tuple[str, ...]
-
-    @property
-    def clock(self) -> Clock:
-        """The run's length."""
-        return Clock(self.trainer.steps_per_epoch, self.trainer.total_steps)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -108,7 +107,12 @@ def _fit(
     compute.place(model)
     example = data.example(2)
     steps_per_epoch = num_batches(data, "train", config.train.batch_size, training=True)
-    clock = Clock(steps_per_epoch, total_steps or steps_per_epoch * config.train.epochs)
+    samples_per_step = len(data.train) / steps_per_epoch
+    clock = Clock(
+        steps_per_epoch,
+        total_steps or steps_per_epoch * config.train.epochs,
+        BACKWARD_AND_FORWARD * passes_per_step(config.train.optimizer) * samples_per_step,
+    )
     optimizer = build_optimizer(config.train.optimizer, model.parameters(), model=model, total_steps=clock.total_steps)
     loss = build_loss(config.train.loss, data.task, config.train.label_smoothing)
     with untouched(model):  # its forward and its hooks may write to what it keeps
@@ -118,11 +122,9 @@ def _fit(
         controller = GrowthController(model, sites, config.growth, loss, compute, streams.generator("growth"))
         _give_up_complex(controller)
         controller.prepare(Inputs((data.example(TRIAL_SAMPLES),)))
+        _check_policy(controller, clock, validates=len(data.split("validate")) > 0)
+        _check_budget(controller, clock, example)
         plan = controller.plan(clock)
-        counted = count_flops(model, example)
-    _check_budget(config, count_params(model), counted.total)
-    # the graph's own formulas serve hypothetical widths; what they leave out does not change with the widths they know
-    beyond_graph = counted.total - controller.sites.graph.flops()
     trainer = Trainer(
         model,
         optimizer,
@@ -142,8 +144,9 @@ def _fit(
         controller=controller,
         trainer=trainer,
         plan=plan,
-        planned_flops=None if plan is None else _planned_flops(plan, controller, trainer, beyond_graph),
-        warnings=_warnings(config, data, controller, plan, clock, counted.unknown, beyond_graph),
+        planned_flops=None if plan is None else _planned_flops(plan, controller, clock),
+        warnings=_warnings(config, data, controller, plan, clock),
+        clock=clock,
         site_names=tuple(site.name for site in controller.tracked),
     )
 
@@ -152,8 +155,8 @@ def _control(config: Config, data: Data, live: nn.Module | None, compute: Comput
     """A baseline for the training FLOPs that the growth plan would spend."""
     if planned.plan is None or planned.planned_flops is None:
         raise UserInputError(
-            f"control needs a growth plan known in advance, and growth.when {config.growth.when.name!r} depends on "
-            "training; use growth.when: periodic"
+            f"control needs a growth plan known in advance, and {_what_depends_on_training(config.growth)} on "
+            "training; use growth.when: periodic with a growth.where and growth.how_many that measure nothing"
         )
     asked = config
     # targets, sites and budget speak of the seed, which the full network is not
@@ -175,24 +178,27 @@ def _control(config: Config, data: Data, live: nn.Module | None, compute: Comput
             else build_model(config.model, data.input_shape, data.num_outputs).to(compute.device),
             data.example(1),
         ).total
-    samples_per_step = planned.data.train.targets.shape[0] / planned.trainer.steps_per_epoch
-    passes = passes_per_step(config.train.optimizer)
-    steps = max(1, round(planned.planned_flops / (3 * flops * samples_per_step * passes)))
+    steps = max(1, round(planned.planned_flops / (planned.clock.forwards_per_step * flops)))
     parts = _fit(config, data, live, compute, total_steps=steps)
     parts.config = asked  # the record repeats the run: the plan it is compared with stands in these settings
     parts.planned_flops = planned.planned_flops
     return parts
 
 
-def _planned_flops(plan: GrowthPlan, controller: GrowthController, trainer: Trainer, beyond_graph: int) -> int:
-    samples_per_step = len(trainer.data.train) / trainer.steps_per_epoch
-    graph, passes = controller.sites.graph, passes_per_step(trainer.settings.optimizer)
+def _what_depends_on_training(growth: GrowthSettings) -> str:
+    """The parts of a policy without a plan, with their verb."""
+    policy = Policy.build(growth)
+    keys = [] if isinstance(growth.when, NeverSettings | PeriodicSettings) else ["growth.when"]
+    keys += [key for key in policy.by_prospects if key not in keys]
+    named = [f"{key} {getattr(growth, key.removeprefix('growth.')).name!r}" for key in keys]
+    return " and ".join(named) + (" depends" if len(named) == 1 else " depend")
+
+
+def _planned_flops(plan: GrowthPlan, controller: GrowthController, clock: Clock) -> int:
+    graph, beyond = controller.sites.graph, controller.flops_beyond_graph
     return round(
-        passes
-        * sum(
-            3 * (graph.flops(widths) + beyond_graph) * steps * samples_per_step
-            for steps, widths in plan.stages(trainer.total_steps)
-        )
+        clock.forwards_per_step
+        * sum((graph.flops(widths) + beyond) * steps for steps, widths in plan.stages(clock.total_steps))
     )
 
 
@@ -269,19 +275,44 @@ def _check_settings(config: Config, data: Data) -> None:
         )
 
 
-def _check_budget(config: Config, params: int, flops: int) -> None:
+def _check_policy(controller: GrowthController, clock: Clock, *, validates: bool) -> None:
+    """Refuse a policy that could never fire, or that asks for what cannot be measured here."""
+    policy, settings = controller.policy, controller.settings
+    if settings.when.name == "never":
+        return
+    if (reason := policy.trigger.refuses(clock, validates)) is not None:
+        raise UserInputError(f"growth.when could never fire: {reason}")
+    if policy.by_prospects and controller.measure is None:
+        raise UserInputError(
+            f"{' and '.join(policy.by_prospects)} must be told what growth promises, which cannot be measured here "
+            f"with growth.initializer {settings.initializer.name!r}; choose others"
+        )
+
+
+def _check_budget(controller: GrowthController, clock: Clock, example: Tensor) -> None:
     """Refuse a budget that the seed alone exceeds."""
-    for name, limit, seed in (
-        ("params", config.growth.budget.params, params),
-        ("flops", config.growth.budget.flops, flops),
-    ):
-        if limit is not None and limit < seed:
-            raise UserInputError(f"growth.budget.{name} must not lie below the seed's {seed:,}, got {limit:,}")
+    budget, seed = controller.settings.budget, controller.counted.total
+    costs: dict[str, tuple[str, Callable[[], float]]] = {
+        "params": ("the seed's", lambda: count_params(controller.model)),
+        "flops": ("the seed's", lambda: seed),
+        "latency_ms": ("the seed's", lambda: controller.latency_ms(Inputs((example,)))),
+        "train_flops": ("the training of the seed alone,", lambda: clock.forwards_per_step * clock.total_steps * seed),
+    }
+    for name, (whose, cost) in costs.items():
+        limit = getattr(budget, name)
+        if limit is not None and limit < (needed := cost()):
+            raise UserInputError(
+                f"growth.budget.{name} must not lie below {whose} {_number(needed)}, got {_number(limit)}"
+            )
+
+
+def _number(count: float) -> str:
+    return f"{count:.3g}" if count < 1000 else f"{round(count):,}"
 
 
 def _plan_warnings(config: Config, controller: GrowthController, plan: GrowthPlan | None, clock: Clock) -> list[str]:
     """What keeps a plan from its events: the length of the training, or the budget."""
-    if plan is None or not controller.tracked or not isinstance(config.growth.when, PeriodicSettings):
+    if not controller.tracked or not isinstance(config.growth.when, PeriodicSettings):
         return []
     steps = controller.policy.trigger.planned_steps(clock) or ()
     if not steps:
@@ -290,7 +321,7 @@ def _plan_warnings(config: Config, controller: GrowthController, plan: GrowthPla
     found = []
     if wanted is not None and len(steps) < wanted:
         found.append(f"the training ends before {wanted - len(steps)} of the {wanted} growth events")
-    if len(plan.events) < len(steps) and not plan.reaches_target:
+    if plan is not None and len(plan.events) < len(steps) and not plan.reaches_target:
         found.append(f"growth.budget ends growth after {len(plan.events)} of {len(steps)} events")
     return found
 
@@ -301,9 +332,8 @@ def _warnings(
     controller: GrowthController,
     plan: GrowthPlan | None,
     clock: Clock,
-    unknown: tuple[str, ...],
-    beyond_graph: int,
 ) -> list[str]:
+    unknown, beyond_graph = controller.counted.unknown, controller.flops_beyond_graph
     found = [*data.notes, *_plan_warnings(config, controller, plan, clock)]
     if controller.not_checked:
         found.append(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,8 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from growkit.errors import ModelError
 from growkit.rng import isolated
 
-__all__ = ["Flops", "TrainingCost", "count_flops", "count_params"]
+__all__ = [
+    "BACKWARD_AND_FORWARD",
+    "LATENCY_CALLS",
+    "Flops",
+    "TrainingCost",
+    "count_flops",
+    "count_params",
+    "measure_latency",
+]
 
+LATENCY_CALLS = 14  # the first three warm up
 BACKWARD_AND_FORWARD = 3  # in forwards: the backward pass makes two products for each product of the forward
 
 
@@ -72,6 +83,24 @@ def count_flops(model: nn.Module, example: Tensor) -> Flops:
         for module, training in modes:
             module.training = training
     return Flops(int(counter.get_total_flops()), tuple(sorted(watch.unknown)))
+
+
+def measure_latency(call: Callable[[], Any], device: str) -> float:
+    """Milliseconds that a call takes: the median of LATENCY_CALLS but for those that warm up.
+
+    Args:
+        call: what is timed.
+        device: where it computes, "cpu" or "cuda"; a CUDA device is waited for at every call.
+    """
+    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    seconds = []
+    for _ in range(LATENCY_CALLS):
+        wait()
+        started = time.perf_counter()
+        call()
+        wait()
+        seconds.append(time.perf_counter() - started)
+    return 1000.0 * median(seconds[3:])
 
 
 @dataclass

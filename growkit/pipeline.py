@@ -202,7 +202,7 @@ class _Progress:
             )
         )
         event = parts.controller.grow(parts.trainer.optimizer, Inputs((inputs,)), targets, self.history)
-        self.cost.add("growth", event.flops_spent)
+        self.cost.add("growth", event.flops_spent + parts.controller.take_measuring_flops())
         self.events.append(event)
         self._measure_model()
         self.report.growth(event, parts.widths, self.cost.training)
@@ -234,7 +234,7 @@ class _Progress:
             "wall_seconds": self.started.wall_seconds(),
             "steps": parts.trainer.step,
             "epochs": parts.trainer.epoch,
-            "events": len(self.events),
+            "events": sum(event.undone is None for event in self.events),
             "seed": parts.config.seed,
             "control": parts.config.control,
             "widths": parts.widths,
@@ -255,10 +255,16 @@ class _Progress:
         )
 
     def _stop(self, step: int) -> bool:
-        return self.parts.controller.due(self.history)
+        controller = self.parts.controller
+        due = controller.due(self.history)
+        if flops := controller.take_measuring_flops():
+            self.cost.add("growth", flops)
+        for note in controller.take_notes():
+            self.report.no_growth(step, note)
+        return due
 
     def _after_step(self, step: int) -> None:
-        self.history.step = step
+        self.history.step, self.history.wall_seconds = step, self.started.wall_seconds()
         self.cost.add_steps(self.flops, self.parts.trainer.last_batch_size, self.parts.trainer.last_passes)
         if norms := self.parts.controller.first_step_gradients():
             self.report.new_units(step, norms)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,21 +21,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growkit.graph import GrowthSite, find_sites
-from growkit.growth.base import (
-    Allocator,
-    Clock,
-    Extended,
-    GrowthRecord,
-    History,
-    Initializer,
-    SiteSelector,
-    SiteState,
-    Trigger,
-)
+from growkit.growth.base import Extended, Initializer
 from growkit.growth.initializers.norms import slice_norm
 from growkit.growth.statistics import Measurement
 from growkit.rng import isolated
 from growkit.surgery import Extension, Growth, Inputs, function_change, grow, observe
+from growkit.testing_policies import (
+    ALLOCATOR_CONTRACT,
+    SELECTOR_CONTRACT,
+    TRIGGER_CONTRACT,
+    expect,
+    history_at,
+    prospects_of,
+    site_states,
+)
 
 __all__ = [
     "ALLOCATOR_CONTRACT",
@@ -46,15 +45,11 @@ __all__ = [
     "GrowthCase",
     "growth_case",
     "history_at",
+    "prospects_of",
     "site_states",
 ]
 
 NUM_NEW = 3
-
-
-def _expect(holds: bool, rule: str) -> None:
-    if not holds:
-        raise AssertionError(rule)
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,7 @@ def keeps_the_function(initializer: Initializer) -> None:
         before = observe(case.model, inputs)
         with case.grown(extended) as model:
             change = function_change(before, observe(model, inputs))
-        _expect(change.worst <= 1e-5, f"{case.name}: the outputs must stay, they changed by {change}")
+        expect(change.worst <= 1e-5, f"{case.name}: the outputs must stay, they changed by {change}")
 
 
 def silences_exactly_one_side(initializer: Initializer) -> None:
@@ -171,12 +166,10 @@ def silences_exactly_one_side(initializer: Initializer) -> None:
         extended = case.extend(initializer)
         fan_in, fan_out = _sides(case, extended)
         silent, loud = (fan_in, fan_out) if extended.form == "zero_fan_in" else (fan_out, fan_in)
-        _expect(
-            extended.form in ("zero_fan_in", "zero_fan_out"), f"form must name the zero side, got {extended.form!r}"
-        )
-        _expect(bool((silent == 0).all()), f"{case.name}: {extended.form} must leave that side zero")
-        _expect(bool((loud > 0).all()), f"{case.name}: a unit that is zero on both sides never learns")
-        _expect(bool(extended.reason), f"{case.name}: the form must come with a reason")
+        expect(extended.form in ("zero_fan_in", "zero_fan_out"), f"form must name the zero side, got {extended.form!r}")
+        expect(bool((silent == 0).all()), f"{case.name}: {extended.form} must leave that side zero")
+        expect(bool((loud > 0).all()), f"{case.name}: a unit that is zero on both sides never learns")
+        expect(bool(extended.reason), f"{case.name}: the form must come with a reason")
 
 
 def gives_slices_the_norm_of_its_settings(initializer: Any) -> None:
@@ -193,7 +186,7 @@ def gives_slices_the_norm_of_its_settings(initializer: Any) -> None:
             made = extended.form == "zero_fan_out"
             weight = case.model.get_parameter(chain.producer if made else chain.consumer).detach()
             wanted = torch.full((NUM_NEW,), slice_norm(weight, 0 if made else 1, settings))
-            _expect(
+            expect(
                 torch.allclose(fan_in if made else fan_out, wanted, rtol=1e-4),
                 f"{case.name}: new slices must have norm {wanted[0]:.4g}, got {fan_in if made else fan_out}",
             )
@@ -204,12 +197,12 @@ def is_deterministic_under_its_generator(initializer: Initializer) -> None:
     for case in _served(initializer):
         before = torch.get_rng_state()
         first = case.extend(initializer, seed=5)
-        _expect(torch.equal(before, torch.get_rng_state()), f"{case.name}: global random numbers were drawn")
+        expect(torch.equal(before, torch.get_rng_state()), f"{case.name}: global random numbers were drawn")
         with isolated(99):
             second = case.extend(initializer, seed=5)
-        _expect(first.values.keys() == second.values.keys(), f"{case.name}: other tensors the second time")
+        expect(first.values.keys() == second.values.keys(), f"{case.name}: other tensors the second time")
         same = all(torch.equal(first.values[key], second.values[key]) for key in first.values)
-        _expect(same, f"{case.name}: other values the second time")
+        expect(same, f"{case.name}: other values the second time")
 
 
 def lets_every_unit_learn(initializer: Initializer) -> None:
@@ -222,8 +215,8 @@ def lets_every_unit_learn(initializer: Initializer) -> None:
             gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
             fan_in, fan_out = _new_norms(case, {n: g.detach() for n, g in gradients.items()})
         learning = fan_in if extended.form == "zero_fan_in" else fan_out
-        _expect(bool(learning.isfinite().all()), f"{case.name}: gradients must be finite, got {learning}")
-        _expect(bool((learning > 0).all()), f"{case.name}: every new unit must learn, gradient norms are {learning}")
+        expect(bool(learning.isfinite().all()), f"{case.name}: gradients must be finite, got {learning}")
+        expect(bool((learning > 0).all()), f"{case.name}: every new unit must learn, gradient norms are {learning}")
 
 
 def leaves_the_model_alone(initializer: Initializer) -> None:
@@ -235,11 +228,11 @@ def leaves_the_model_alone(initializer: Initializer) -> None:
         gradients = {n: p.grad.clone() for n, p in case.model.named_parameters() if p.grad is not None}
         case.extend(initializer)
         after = case.model.state_dict()
-        _expect(all(torch.equal(before[n], after[n]) for n in before), f"{case.name}: weights or buffers changed")
+        expect(all(torch.equal(before[n], after[n]) for n in before), f"{case.name}: weights or buffers changed")
         kept = {n: p.grad for n, p in case.model.named_parameters() if p.grad is not None}
         same = gradients.keys() == kept.keys() and all(torch.equal(gradients[n], kept[n]) for n in kept)
-        _expect(same, f"{case.name}: gradients changed")
-        _expect(not any(m.training for m in case.model.modules()), f"{case.name}: modes changed")
+        expect(same, f"{case.name}: gradients changed")
+        expect(not any(m.training for m in case.model.modules()), f"{case.name}: modes changed")
 
 
 INITIALIZER_CONTRACT = (
@@ -267,80 +260,3 @@ def _new_norms(case: GrowthCase, tensors: dict[str, Tensor]) -> tuple[Tensor, Te
             slices = tensors[member.names[0]].movedim(member.dim, 0)[-NUM_NEW:]
             squares[member.role] += slices.flatten(1).square().sum(1) if slices.dim() > 1 else slices.square()
     return squares["producer"].sqrt(), squares["consumer"].sqrt()
-
-
-def site_states(widths: Sequence[int] = (4, 8, 6), target: float = 3.0) -> list[SiteState]:
-    """Sites `a`, `b`, ... at their seed widths."""
-    names = (chr(ord("a") + index) for index in range(len(widths)))
-    return [SiteState(name, width, width, round(target * width)) for name, width in zip(names, widths, strict=True)]
-
-
-def history_at(step: int, clock: Clock | None = None, growths: Sequence[GrowthRecord] = ()) -> History:
-    """A history after `step` optimizer steps; the clock is 10 epochs of 7 steps."""
-    return History(clock or Clock(7, 70), step=step, growths=list(growths))
-
-
-def fires_when_it_planned_to(trigger: Trigger) -> None:
-    """`planned_steps`, where known, are exactly the steps of a run at which `due` says yes."""
-    for clock in (Clock(7, 70), Clock(1, 9), Clock(100, 30), Clock(3, 1)):
-        planned = trigger.planned_steps(clock)
-        fired = [step for step in range(clock.total_steps + 1) if trigger.due(history_at(step, clock))]
-        if planned is not None:
-            _expect(list(planned) == fired, f"{clock}: planned {list(planned)}, fired at {fired}")
-
-
-def never_fires_where_nothing_follows(trigger: Trigger) -> None:
-    """No event before the first step or after the last one: new units could not be trained."""
-    for clock in (Clock(7, 70), Clock(5, 5), Clock(1, 1)):
-        for step in (0, clock.total_steps, clock.total_steps + 1):
-            _expect(not trigger.due(history_at(step, clock)), f"{clock}: due at step {step}")
-
-
-def only_reads_the_history(trigger: Trigger) -> None:
-    """Asking twice gives the same answer and leaves the history as it was."""
-    for step in range(71):
-        history = history_at(step)
-        before = history.to_json()
-        _expect(trigger.due(history) == trigger.due(history), f"two answers at step {step}")
-        _expect(history.to_json() == before, "the history was changed")
-
-
-TRIGGER_CONTRACT = (fires_when_it_planned_to, never_fires_where_nothing_follows, only_reads_the_history)
-"""For `growkit.growth.base.Trigger`."""
-
-
-def selects_among_the_candidates_in_order(selector: SiteSelector) -> None:
-    """At least one of the given sites, each once, in the order of the graph; nothing of nothing."""
-    history = history_at(7)
-    for count in range(1, 6):
-        states = site_states(tuple(range(3, 3 + count)))
-        chosen = list(selector.select(states, history))
-        _expect(bool(chosen), f"none of {count} sites was selected")
-        positions = [states.index(site) for site in chosen]
-        _expect(positions == sorted(set(positions)), f"sites must be selected once and in order, got {positions}")
-    _expect(not list(selector.select([], history)), "a site was selected although there was none")
-
-
-def selects_alike_twice(selector: SiteSelector) -> None:
-    """The answer follows from sites and history, which stay as they were."""
-    states = site_states()
-    history = history_at(7, growths=[GrowthRecord(3, {"a": (4, 5)})])
-    before = history.to_json()
-    _expect(list(selector.select(states, history)) == list(selector.select(states, history)), "two answers")
-    _expect(history.to_json() == before, "the history was changed")
-
-
-SELECTOR_CONTRACT = (selects_among_the_candidates_in_order, selects_alike_twice)
-"""For `growkit.growth.base.SiteSelector`."""
-
-
-def gives_at_least_one_unit(allocator: Allocator) -> None:
-    """A whole number >= 1 for any site with room."""
-    for seed_width in (1, 2, 3, 10, 1000):
-        for width in (seed_width, 2 * seed_width):
-            units = allocator.units(SiteState("a", seed_width, width, 3 * seed_width), history_at(7))
-            _expect(type(units) is int and units >= 1, f"units must be a whole number >= 1, got {units!r}")
-
-
-ALLOCATOR_CONTRACT = (gives_at_least_one_unit,)
-"""For `growkit.growth.base.Allocator`."""

@@ -8,7 +8,7 @@ from typing import Any
 from growkit.config import Config
 from growkit.config.run import RunSettings
 from growkit.graph import Refusal
-from growkit.growth.base import EpochRecord
+from growkit.growth.base import EpochRecord, GrowthDecision, Nothing
 from growkit.growth.controller import GrowthEvent, SiteGrowth
 from growkit.growth.plan import GrowthPlan, PlannedEvent
 from growkit.report import (
@@ -54,7 +54,10 @@ EVENT = GrowthEvent(
     flops_after=60_000,
     flops_spent=1000,
     cpu_seconds=0.01,
+    decisions=(GrowthDecision("a.fc", 2, "plateau: slope 0 +- 0.1; all sites", {"slope": 0.0}),),
 )
+
+NOTHING = Nothing("every site that may grow has its target width", ends=True)
 
 RESULT: dict[str, Any] = {
     "test": {"accuracy": 0.9, "loss": 0.25},
@@ -84,6 +87,7 @@ def play(observer: Observer) -> None:
             observer.growth(EVENT, GROWN, 3_000_000)
     observer.warned("mind this")
     observer.epoch(EPOCHS[1], GROWN)
+    observer.no_growth(16, NOTHING)
     observer.finished(RESULT)
     observer.close()
 

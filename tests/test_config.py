@@ -147,7 +147,10 @@ train:
         ("growth: {target: wide}", "1:18: growth.target: must be a number or a mapping, got 'wide' (a string)"),
         ("growth: {target: {conv1: 0}}", "1:26: growth.target.conv1: must be >= 1, got 0"),
         ("growth: {sites: [1]}", "1:18: growth.sites[0]: must be text, got 1"),
-        ("growth: {where: []}", "1:17: growth.where: must be one of all, round_robin, got the list []"),
+        (
+            "growth: {where: []}",
+            "1:17: growth.where: must be one of all, round_robin, largest_gain, random, got the list []",
+        ),
         ("growth: {fallback: {name: zero, form: zero_fan_in}}", None),
     ],
 )

@@ -44,11 +44,13 @@ def test_a_pipe_gets_plain_lines_of_any_length(width: int):
         "folder    runs/demo/now",
         "epoch   1  loss 1.5000  acc 50.00%  validate 1.2500  62.50%  lr 0.1  1.23k params  3MFLOPs spent",
         "+-- growth at step 8",
+        "| plateau: slope 0 +- 0.1; all sites",
         "| a.fc: 4 -> 6   gradmax, zero_fan_in; 1 units beyond the gradient's rank are random",
         "| b: given up, it changed the outputs",
         "| parameters 1,234 -> 1,300   loss 1.250000 -> 1.250000   change 0.0e+00 eval, 1.0e-07 train",
         "warning: mind this",
         "epoch   2  loss 1.0000  acc 75.00%  validate 0.8750  81.25%  lr 0.05  1.3k params  6.5MFLOPs spent",
+        "growth ended at step 16: every site that may grow has its target width",
         *summary_lines(RESULT),
     ]
 
@@ -57,8 +59,12 @@ def test_a_terminal_gets_a_boxed_growth_event():
     text = "\n".join(printed(True))
     box = text[text.index("╭") : text.index("╯") + 1].splitlines()  # the record keeps the bar, which a terminal wipes
     assert "growth at step 8" in box[0] and box[0].endswith("╮") and box[-1].startswith("╰")
-    assert [line[0] + line[-1] for line in box[1:-1]] == ["││"] * 3
-    assert box[1].startswith("│ a.fc: 4 -> 6") and len({len(line) for line in box}) == 1
+    assert [line[0] + line[-1] for line in box[1:-1]] == ["││"] * 4
+    assert (
+        box[1].startswith("│ plateau: slope")
+        and box[2].startswith("│ a.fc: 4 -> 6")
+        and len({len(line) for line in box}) == 1
+    )
     assert all(line in text for line in summary_lines(RESULT))
 
 

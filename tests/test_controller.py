@@ -141,7 +141,13 @@ def test_growth_stops_where_the_next_event_would_break_the_budget() -> None:
     run = start(Chain, budget=BudgetSettings(params=seed)).prepare()
     run.history.step = 1
     assert not run.controller.due(run.history)
-    assert start(Chain, budget=BudgetSettings(params=seed + 30)).prepare().controller.due(run.history)
+    assert run.history.ended == "; ".join(
+        f"{name} with 2 more units: growth.budget.params is 79, and {needed} would be needed"
+        for name, needed in (("0", 99), ("2", 97), ("4", 95))
+    )
+    roomy = start(Chain, budget=BudgetSettings(params=seed + 30)).prepare()
+    roomy.history.step = 1
+    assert roomy.controller.due(roomy.history)
 
 
 @pytest.mark.parametrize("wrong", ["0", "2", "4"])

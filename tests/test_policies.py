@@ -7,18 +7,40 @@ from typing import Any
 
 import pytest
 
-from growkit.config.growth import (
+from growkit.config.growth import GrowthSettings
+from growkit.config.policies import (
     AllSitesSettings,
+    BudgetPacedSettings,
+    BudgetSettings,
     FixedSettings,
     FractionOfSeedSettings,
-    GrowthSettings,
+    FractionSettings,
+    GainSettings,
+    LargestGainSettings,
     NeverSettings,
+    OverfitGuardSettings,
     PeriodicSettings,
+    PlateauSettings,
+    RandomSitesSettings,
+    RankSettings,
+    RankThresholdSettings,
     RoundRobinSettings,
 )
 from growkit.errors import UserInputError
-from growkit.growth.base import Allocator, Clock, EpochRecord, GrowthRecord, History, SiteSelector, SiteState, Trigger
+from growkit.growth.base import (
+    Allocator,
+    Clock,
+    EpochRecord,
+    GrowthRecord,
+    History,
+    Nothing,
+    SiteSelector,
+    SiteState,
+    Trigger,
+    Why,
+)
 from growkit.growth.how_many import build_allocator
+from growkit.growth.limits import Limits
 from growkit.growth.plan import plan_growth, resolve_targets, select_sites
 from growkit.growth.policy import Policy
 from growkit.growth.when import build_trigger
@@ -37,26 +59,48 @@ TRIGGERS = [
     PeriodicSettings(start=1, every=1, unit="steps"),
     PeriodicSettings(start=4, every=10, events=3, unit="steps"),
 ]
-SELECTORS = [AllSitesSettings(), RoundRobinSettings(), RoundRobinSettings(sites_per_event=3)]
-ALLOCATORS = [FixedSettings(units=4), FractionOfSeedSettings(), FractionOfSeedSettings(fraction=0.01)]
+BY_TRAINING = [
+    PlateauSettings(window=3),
+    PlateauSettings(loss="train", window=3, cooldown=0),
+    GainSettings(),
+    GainSettings(every=2),
+    RankSettings(share=0.25),
+    OverfitGuardSettings(window=1, base=PeriodicSettings(start=2, every=3)),
+    OverfitGuardSettings(window=2, base=GainSettings()),
+]
+SELECTORS = [
+    AllSitesSettings(),
+    RoundRobinSettings(),
+    RoundRobinSettings(sites_per_event=3),
+    RandomSitesSettings(sites_per_event=2),
+]
+BY_PROSPECTS = [LargestGainSettings(), LargestGainSettings(per="unit", sites_per_event=2)]
+ALLOCATORS = [
+    FixedSettings(units=4),
+    FractionOfSeedSettings(),
+    FractionOfSeedSettings(fraction=0.01),
+    FractionSettings(fraction=0.5),
+    FixedSettings(units=3, round_to=4),
+]
+IN_RUNS = [RankThresholdSettings(), RankThresholdSettings(at_most=2), BudgetPacedSettings(events=3)]
 
 
 @pytest.mark.parametrize("check", TRIGGER_CONTRACT, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("settings", TRIGGERS, ids=repr)
+@pytest.mark.parametrize("settings", [*TRIGGERS, *BY_TRAINING], ids=repr)
 def test_trigger_contract(settings: Any, check: Callable[[Trigger], None]) -> None:
     check(build_trigger(settings))
 
 
 @pytest.mark.parametrize("check", SELECTOR_CONTRACT, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("settings", SELECTORS, ids=repr)
+@pytest.mark.parametrize("settings", [*SELECTORS, *BY_PROSPECTS], ids=repr)
 def test_selector_contract(settings: Any, check: Callable[[SiteSelector], None]) -> None:
     check(build_selector(settings))
 
 
 @pytest.mark.parametrize("check", ALLOCATOR_CONTRACT, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("settings", ALLOCATORS, ids=repr)
+@pytest.mark.parametrize("settings", [*ALLOCATORS, *IN_RUNS], ids=repr)
 def test_allocator_contract(settings: Any, check: Callable[[Allocator], None]) -> None:
-    check(build_allocator(settings))
+    check(build_allocator(settings, build_trigger(NeverSettings())))
 
 
 # when
@@ -88,7 +132,8 @@ def play(settings: GrowthSettings, states: list[SiteState], clock: Clock) -> tup
     policy, history, events = Policy.build(settings), History(clock), []
     for step in range(1, clock.total_steps + 1):
         history.step = step
-        if policy.trigger.due(history) and (decisions := policy.decide(states, history)):
+        decisions = policy.consult(states, history)
+        if decisions is not None and not isinstance(decisions, Nothing):
             new = {d.site: d.num_new for d in decisions}
             grown = {s.name: (s.width, s.width + new[s.name]) for s in states if s.name in new}
             history.growths.append(GrowthRecord(step, grown))
@@ -120,19 +165,11 @@ def test_round_robin_passes_over_full_sites() -> None:
     assert [list(growth.widths) for growth in history.growths] == [["a"], ["b"], ["b"], ["b"], ["b"]]
 
 
-# how many
-
-
-def test_a_fraction_is_of_the_seed_width_at_every_event() -> None:
-    allocator = build_allocator(FractionOfSeedSettings(fraction=0.25))
-    assert [allocator.units(SiteState("a", 16, width, 64), history_at(1)) for width in (16, 40, 60)] == [4, 4, 4]
-    assert allocator.units(SiteState("a", 1, 1, 4), history_at(1)) == 1
-
-
-def test_a_decision_never_passes_the_target() -> None:
+def test_the_reason_to_grow_is_in_every_decision() -> None:
     policy = Policy.build(GrowthSettings(how_many=FixedSettings(units=10)))
-    decisions = policy.decide([SiteState("a", 4, 9, 12), SiteState("b", 4, 12, 12)], history_at(7))
-    assert [(d.site, d.num_new, d.reason) for d in decisions] == [("a", 3, "periodic")]
+    decisions = policy.decide([SiteState("a", 4, 9, 12), SiteState("b", 4, 12, 12)], history_at(7), Why("a test"))
+    assert not isinstance(decisions, Nothing)
+    assert [(d.site, d.num_new, d.reason) for d in decisions] == [("a", 3, "a test; all sites")]
 
 
 # the plan
@@ -143,7 +180,7 @@ def test_a_decision_never_passes_the_target() -> None:
 @pytest.mark.parametrize("when", TRIGGERS, ids=repr)
 def test_the_plan_is_what_happens(when: Any, where: Any, how_many: Any) -> None:
     settings, clock = GrowthSettings(when=when, where=where, how_many=how_many), Clock(7, 70)
-    plan = plan_growth(settings, site_states(), clock)
+    plan = plan_growth(Policy.build(settings), site_states(), clock)
     assert plan is not None
     events, history = play(settings, site_states(), clock)
     assert [dict(event.widths) for event in plan.events] == events
@@ -153,9 +190,19 @@ def test_the_plan_is_what_happens(when: Any, where: Any, how_many: Any) -> None:
     assert plan.stages(clock.total_steps)[-1][1] == plan.final_widths
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"when": PlateauSettings()}, {"where": LargestGainSettings()}, {"how_many": RankThresholdSettings()}],
+    ids=str,
+)
+def test_what_depends_on_training_has_no_plan(settings: dict[str, Any]) -> None:
+    assert plan_growth(Policy.build(GrowthSettings(**settings)), site_states(), Clock(7, 70)) is None
+
+
 def test_a_plan_keeps_within_what_is_afforded() -> None:
     settings = GrowthSettings(when=PeriodicSettings(start=1, every=1, unit="steps"), how_many=FixedSettings(units=2))
-    plan = plan_growth(settings, site_states((4, 4)), Clock(7, 70), lambda widths: sum(widths.values()) <= 15)
+    limits = Limits(BudgetSettings(params=15), params=lambda widths: sum(widths.values()))
+    plan = plan_growth(Policy.build(settings), site_states((4, 4)), Clock(7, 70), limits)
     assert plan is not None and not plan.reaches_target
     assert [dict(event.widths) for event in plan.events] == [
         {"a": 6, "b": 6}, {"a": 8, "b": 6},
@@ -209,7 +256,8 @@ def test_a_pattern_that_fits_nothing_is_refused_with_what_is_there(pattern: str,
 
 def test_a_history_survives_json() -> None:
     epoch = EpochRecord(7, 1, 0.1, 2.0, 0.5, None, None, 100, 200, 300, 1.5, 2.5)
-    history = History(Clock(7, 70), step=9, epochs=[epoch], growths=[GrowthRecord(7, {"a": (4, 6)})])
+    growths = [GrowthRecord(7, {"a": (4, 6)})]
+    history = History(Clock(7, 70, 3.5), 9, [epoch], growths, wall_seconds=1.5, ended="a reason")
     assert History.from_json(json.loads(json.dumps(history.to_json()))) == history
 
 

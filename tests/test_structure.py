@@ -23,6 +23,9 @@ FLOORS = [
     ["metrics", "surgery"],
     [
         "growth.base",
+        "growth.history",
+        "growth.limits",
+        "growth.decider",
         "growth.event",
         "growth.when",
         "growth.where",
@@ -39,7 +42,7 @@ FLOORS = [
     ["assembly"],
     ["pipeline", "dry_run", "inspection"],
     ["api", "doctor", "starting"],
-    ["bench"],
+    ["bench", "testing_policies"],
     ["cli", "testing"],
     ["__main__"],
 ]

@@ -1,12 +1,25 @@
-"""Settings of growth: when, where, how many, how; and where it stops."""
+"""Settings of growth: the four questions, and how new units begin."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from growkit.config.base import BY_NAME, Settings, named
+from growkit.config.policies import (
+    AllSitesSettings,
+    AnyAllocator,
+    AnySelector,
+    AnyTrigger,
+    BudgetPacedSettings,
+    BudgetSettings,
+    FixedSettings,
+    FractionOfSeedSettings,
+    NeverSettings,
+    PeriodicSettings,
+    RoundRobinSettings,
+)
 
 __all__ = [
     "AllSitesSettings",
@@ -28,61 +41,6 @@ __all__ = [
 
 Positive = Annotated[float, Field(gt=0.0)]
 
-
-class NeverSettings(Settings):
-    """Never grow."""
-
-    name: Literal["never"] = "never"
-
-
-class PeriodicSettings(Settings):
-    """Grow at `start`, then again and again.
-
-    start: when the first event is. every: how long from one event to the next. events: how many at most; null is no
-    limit. unit: what start and every count, optimizer steps or epochs.
-    """
-
-    name: Literal["periodic"] = "periodic"
-    start: Annotated[int, Field(ge=1)] = 5
-    every: Annotated[int, Field(ge=1)] = 3
-    events: Annotated[int, Field(ge=1)] | None = None
-    unit: Literal["steps", "epochs"] = "epochs"
-
-
-AnyTrigger = Annotated[NeverSettings | PeriodicSettings, BY_NAME, named("periodic")]
-
-
-class AllSitesSettings(Settings):
-    """Every site grows at every event."""
-
-    name: Literal["all"] = "all"
-
-
-class RoundRobinSettings(Settings):
-    """`sites_per_event` sites grow at each event, in the order of the graph, then from the start again."""
-
-    name: Literal["round_robin"] = "round_robin"
-    sites_per_event: Annotated[int, Field(ge=1)] = 1
-
-
-AnySelector = Annotated[AllSitesSettings | RoundRobinSettings, BY_NAME, named("all")]
-
-
-class FractionOfSeedSettings(Settings):
-    """Each event adds `fraction` of the site's seed width, at least one unit (0.25: Evci et al. 2022)."""
-
-    name: Literal["fraction_of_seed"] = "fraction_of_seed"
-    fraction: Annotated[float, Field(gt=0.0, le=1000.0)] = 0.5
-
-
-class FixedSettings(Settings):
-    """Each event adds `units` units."""
-
-    name: Literal["fixed"] = "fixed"
-    units: Annotated[int, Field(ge=1)] = 1
-
-
-AnyAllocator = Annotated[FractionOfSeedSettings | FixedSettings, BY_NAME, named("fraction_of_seed")]
 
 Form = Literal["auto", "zero_fan_in", "zero_fan_out"]
 
@@ -131,16 +89,6 @@ class ZeroSettings(InitializerSettings):
 AnyInitializer = Annotated[GradMaxSettings | RandomSettings | ZeroSettings, BY_NAME, named("gradmax")]
 
 
-class BudgetSettings(Settings):
-    """No event may take the model beyond these; null is no limit. Sites whose next step does not fit are passed over.
-
-    params: parameters of the model. flops: forward, per sample, 2 x MAC.
-    """
-
-    params: Annotated[int, Field(ge=1)] | None = None
-    flops: Annotated[int, Field(ge=1)] | None = None
-
-
 def _is_multiple(target: float) -> float:
     if target < 1.0:
         raise ValueError(f"must be >= 1 (a multiple of the seed width), got {target:g}")
@@ -172,3 +120,17 @@ class GrowthSettings(Settings):
     sites: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("*",)
     budget: BudgetSettings = BudgetSettings()
     tolerance: Positive = 1e-5
+
+    @model_validator(mode="after")
+    def _pace_has_a_budget_and_an_end(self) -> Self:
+        pace = self.how_many
+        if not isinstance(pace, BudgetPacedSettings):
+            return self
+        if getattr(self.budget, pace.of) is None:
+            raise ValueError(f"how_many: budget_paced needs a budget to keep pace with; set budget.{pace.of}")
+        if pace.events is None and not isinstance(self.when, NeverSettings | PeriodicSettings):
+            raise ValueError(
+                f"how_many.events: budget_paced must be told how many events there will be where when: "
+                f"{self.when.name} depends on training"
+            )
+        return self

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from growkit.errors import UserInputError
 from growkit.graph import GrowthSite
+from growkit.growth.history import Clock, EpochRecord, GrowthRecord, History
+
+if TYPE_CHECKING:
+    from growkit.growth.limits import Limits
 
 __all__ = [
-    "HISTORY_VERSION",
     "Allocator",
     "Clock",
     "EpochRecord",
@@ -23,100 +25,14 @@ __all__ = [
     "GrowthRecord",
     "History",
     "Initializer",
+    "Nothing",
+    "Prospect",
+    "Prospects",
     "SiteSelector",
     "SiteState",
     "Trigger",
+    "Why",
 ]
-
-HISTORY_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Clock:
-    """The length of a run: optimizer steps per epoch, and in all."""
-
-    steps_per_epoch: int
-    total_steps: int
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch gave. Losses in nats or squared units, accuracies in 0..1 (None for regression), FLOPs as 2 x MAC.
-
-    validate_* are None where the validate split is empty. flops: forward per sample. train_flops: spent so far.
-    *_metrics: what the task knows besides, such as perplexity (growkit.metrics.Evaluation).
-    """
-
-    step: int
-    epoch: int
-    learning_rate: float
-    train_loss: float
-    train_accuracy: float | None
-    validate_loss: float | None
-    validate_accuracy: float | None
-    params: int
-    flops: int
-    train_flops: int
-    cpu_seconds: float
-    wall_seconds: float
-    train_metrics: Mapping[str, float] = field(default_factory=dict)
-    validate_metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class GrowthRecord:
-    """One growth event: after which optimizer step, and each grown site's old and new width."""
-
-    step: int
-    widths: Mapping[str, tuple[int, int]]
-
-
-@dataclass
-class History:
-    """What policies may read of a run so far; they never see the trainer or the model.
-
-    Attributes:
-        clock: the run's length.
-        step: optimizer steps done.
-        epochs: one record per finished epoch, oldest first.
-        growths: one record per growth event, oldest first.
-    """
-
-    clock: Clock
-    step: int = 0
-    epochs: list[EpochRecord] = field(default_factory=list)
-    growths: list[GrowthRecord] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON form, with a version field (docs/formats.md)."""
-        return {
-            "version": HISTORY_VERSION,
-            "clock": asdict(self.clock),
-            "step": self.step,
-            "epochs": [asdict(record) for record in self.epochs],
-            "growths": [{"step": g.step, "widths": {k: list(v) for k, v in g.widths.items()}} for g in self.growths],
-        }
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> History:
-        """Read what `to_json` wrote.
-
-        Raises:
-            UserInputError: the record has another version.
-        """
-        if record.get("version") != HISTORY_VERSION:
-            raise UserInputError(
-                f"a history must have version {HISTORY_VERSION}, got {record.get('version')!r}; "
-                "it was written by another version of growkit"
-            )
-        return cls(
-            clock=Clock(**record["clock"]),
-            step=record["step"],
-            epochs=[EpochRecord(**epoch) for epoch in record["epochs"]],
-            growths=[
-                GrowthRecord(g["step"], {k: (v[0], v[1]) for k, v in g["widths"].items()}) for g in record["growths"]
-            ],
-        )
 
 
 @dataclass(frozen=True)
@@ -151,10 +67,77 @@ class SiteState:
         steps = [(factor - 1) * self.width for factor in range(2, ratio + 1) if ratio % factor == 0]
         return next((units for units in steps if units >= wished), steps[-1])
 
+    def rounded(self, wished: int, multiple: int) -> int:
+        """At least `wished` units, so many that the new width is a multiple; not where growth is by copies."""
+        return wished if self.by_copies else wished + -(self.width + wished) % multiple
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What growing one site promises, measured on growth batches at unit slope.
+
+    Attributes:
+        gains: squared singular values of the gradient matrix, largest first: what unit i adds to the squared gradient
+            norm per squared norm of its fan-out.
+        noise: the largest squared singular value that batches give by chance (signal removed by random signs).
+        standard_error: of gains[0] over the batches.
+        params_per_unit, flops_per_unit: what one more unit costs; FLOPs forward per sample.
+        norm: that a new slice gets by the initializer's rule.
+    """
+
+    gains: tuple[float, ...]
+    noise: float
+    standard_error: float
+    params_per_unit: int
+    flops_per_unit: int
+    norm: float
+
+    @property
+    def largest(self) -> float:
+        """The largest gain; 0 where there is none."""
+        return max(self.gains, default=0.0)
+
+    def above(self, factor: float) -> int:
+        """The number of gains above the noise floor times a factor."""
+        return sum(gain > factor * self.noise for gain in self.gains)
+
+
+@dataclass(frozen=True)
+class Prospects:
+    """What growth promises, site by site.
+
+    Attributes:
+        sites: by name; those that could not be measured are left out.
+        gradient: squared norm of the gradient of all present parameters on the same batches.
+        samples: in those batches. flops: forward, per sample, of the model.
+    """
+
+    sites: Mapping[str, Prospect]
+    gradient: float
+    samples: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Why:
+    """What made a policy decide as it did: in words, and in numbers by name."""
+
+    reason: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Why nothing grows although it was time to; `ends`: nor will anything later."""
+
+    reason: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    ends: bool = False
+
 
 @dataclass(frozen=True)
 class GrowthDecision:
-    """Widen `site` by `num_new` units, because `reason`; `scores` are what the selector ranked by."""
+    """Widen `site` by `num_new` units, because `reason`; `scores` are the numbers that decided."""
 
     site: str
     num_new: int
@@ -163,11 +146,34 @@ class GrowthDecision:
 
 
 class Trigger(ABC):
-    """When to grow. A frozen object: all it knows comes in with the history."""
+    """When to grow. A frozen object: all it knows comes in as arguments.
+
+    needs_prospects: whether it must be told what growth promises; measuring that costs passes.
+    """
+
+    needs_prospects: ClassVar[bool] = False
 
     @abstractmethod
-    def due(self, history: History) -> bool:
-        """Whether to grow now, after `history.step` optimizer steps."""
+    def refuses(self, clock: Clock, validates: bool) -> str | None:
+        """Why it could never fire in such a run, and what to do about it; None where it can.
+
+        Args:
+            clock: the run's length.
+            validates: whether the validate split has samples.
+        """
+
+    @abstractmethod
+    def asks(self, history: History) -> bool:
+        """Whether it may be time, from the history alone; `due` is asked only then, and prospects measured."""
+
+    @abstractmethod
+    def due(self, history: History, prospects: Prospects | None = None) -> Why | None:
+        """Why to grow now, after `history.step` optimizer steps; None where it is not time.
+
+        Args:
+            history: of the run so far.
+            prospects: of the sites that have room; None unless it needs them.
+        """
 
     @abstractmethod
     def planned_steps(self, clock: Clock) -> Sequence[int] | None:
@@ -175,19 +181,43 @@ class Trigger(ABC):
 
 
 class SiteSelector(ABC):
-    """Where to grow."""
+    """Where to grow. A frozen object, as a trigger is."""
+
+    needs_prospects: ClassVar[bool] = False
 
     @abstractmethod
-    def select(self, sites: Sequence[SiteState], history: History) -> Sequence[SiteState]:
-        """The sites that grow at this event, out of those with room, in the order of the graph."""
+    def select(
+        self, sites: Sequence[SiteState], history: History, prospects: Prospects | None = None
+    ) -> Mapping[str, Why] | Nothing:
+        """The names of the sites that grow at this event, in the order given, each with the reason.
+
+        Args:
+            sites: at least one, each with room (and with prospects, if it needs them), in the order of the graph.
+            history: of the run so far.
+            prospects: of these sites; None unless a part of the policy needs them.
+
+        Returns:
+            At least one site, or why none deserves to grow.
+        """
 
 
 class Allocator(ABC):
-    """By how much to grow."""
+    """By how much to grow. A frozen object, as a trigger is."""
+
+    needs_prospects: ClassVar[bool] = False
 
     @abstractmethod
-    def units(self, site: SiteState, history: History) -> int:
-        """New units for `site`, at least 1; the controller caps them at its room."""
+    def units(
+        self, sites: Sequence[SiteState], history: History, prospects: Prospects | None, limits: Limits
+    ) -> Mapping[str, int] | Nothing:
+        """New units, at least 1, for each of the sites that gets some; the policy caps them at the site's room.
+
+        Args:
+            sites: those chosen, in the order of the graph.
+            history: of the run so far.
+            prospects: of these sites; None unless a part of the policy needs them.
+            limits: what the model costs, and how much it may.
+        """
 
 
 @dataclass(frozen=True)

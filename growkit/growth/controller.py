@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -11,13 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from growkit.config.growth import GrowthSettings
-from growkit.cost import count_flops, count_params
+from growkit.cost import LATENCY_CALLS, Flops, count_flops, count_params, measure_latency
 from growkit.device import ComputePolicy
 from growkit.errors import GrowthRefused, SurgeryError, UserInputError
 from growkit.graph import GrowthSite, Refusal, Sites
-from growkit.growth.base import Clock, Extended, GrowthDecision, GrowthRecord, History, Initializer, SiteState
+from growkit.growth.base import (
+    Clock,
+    Extended,
+    GrowthDecision,
+    GrowthRecord,
+    History,
+    Initializer,
+    Nothing,
+    Prospects,
+    SiteState,
+)
+from growkit.growth.decider import Decider
 from growkit.growth.event import GrowthEvent, SiteGrowth, describe_refusals
 from growkit.growth.initializers import build_initializer
+from growkit.growth.limits import Limits
 from growkit.growth.plan import GrowthPlan, joint_target, plan_growth, resolve_targets, select_sites
 from growkit.growth.policy import Policy
 from growkit.growth.statistics import Loss, Measurement
@@ -54,6 +66,7 @@ class GrowthController:
         generator: the growth stream.
         tracked: the sites that may grow, in the order of the graph. refusals: those that may not, with the reason.
         edits: the record of every edit so far, for replay.
+        measure: measures what growth promises, for policies that ask; None where nothing can.
     """
 
     model: nn.Module
@@ -65,14 +78,18 @@ class GrowthController:
     tracked: list[GrowthSite] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     edits: list[EditRecord] = field(default_factory=list)
+    measure: Callable[[], Prospects] | None = None
 
     def __post_init__(self) -> None:
-        self.policy = Policy.build(self.settings)
+        self.policy = Policy.build(self.settings, self.generator.initial_seed())
+        graph = self.sites.graph
+        self._decider = Decider(self.policy, Limits(self.settings.budget, graph.params, graph.flops))
         self.initializer = build_initializer(self.settings.initializer)
         self.fallback = None if self.settings.fallback is None else build_initializer(self.settings.fallback)
         self.tracked = select_sites(list(self.sites), self.settings.sites)
         self.targets = resolve_targets(self.tracked, self.settings.target)
         self.refusals = list(self.sites.refusals)
+        self.counted = Flops(self.sites.graph.flops(), ())  # of the seed, per sample
         self.not_checked: tuple[str, ...] = ()  # what the trial of the sites left out
         self._watched: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
         self._open: Edit | None = None  # the edit of the event under way
@@ -87,6 +104,9 @@ class GrowthController:
         Raises:
             UserInputError: no site is left although growth is wanted.
         """
+        self.counted = count_flops(self.model, inputs.args[0])
+        graph, beyond = self.sites.graph, self.flops_beyond_graph
+        self._decider.limits = replace(self._decider.limits, flops=lambda widths: graph.flops(widths) + beyond)
         self._give_up([refusal for site in self.tracked if (refusal := _frozen(self.model, site)) is not None])
         unserved = [
             Refusal(site.name, site.width, f"{reason} (growth.fallback names what would serve it)", site.location)
@@ -124,13 +144,37 @@ class GrowthController:
         reason = f"can only grow by whole copies of its units, and growth.target {wanted:g} asks for less than one"
         return Refusal(site.name, site.width, reason, site.location)
 
+    @property
+    def flops_beyond_graph(self) -> int:
+        """FLOPs per sample of the seed that the graph has no formula for, taken as constant; may be negative."""
+        return self.counted.total - self.sites.graph.flops({site.name: site.seed_width for site in self.sites})
+
     def plan(self, clock: Clock) -> GrowthPlan | None:
         """The events to come, if the trigger knows them in advance."""
-        return plan_growth(self.settings, self._states(), clock, self._affords)
+        return plan_growth(self.policy, self._states(), clock, self._decider.limits)
 
     def due(self, history: History) -> bool:
-        """Whether to grow now: the trigger fires, and a site has room within the budget."""
-        return self.policy.trigger.due(history) and bool(self._decide(history))
+        """Whether to grow now: the trigger fires, and a site has room within the budget.
+
+        Asked again at the same step it gives the same answer; `history.ended` says once nothing will grow any more.
+        """
+        return self._decider.due(self._states(), history, self.measure)
+
+    def take_notes(self) -> list[Nothing]:
+        """Why nothing grew although it was time, since this was last asked."""
+        return self._decider.take_notes()
+
+    def take_measuring_flops(self) -> int:
+        """FLOPs spent on asking what growth promises, since this was last asked."""
+        return self._decider.take_flops()
+
+    def latency_ms(self, inputs: Inputs) -> float:
+        """Milliseconds of a forward pass of `growth.budget.latency_batch` samples, in evaluation mode, here."""
+        samples = torch.arange(self.settings.budget.latency_batch) % len(inputs.args[0])
+        batch = inputs.args[0][samples.to(inputs.args[0].device)]
+        with untouched(self.model), torch.no_grad(), self.compute.autocast():
+            self.model.eval()
+            return measure_latency(lambda: self.model(batch), self.compute.device)
 
     def grow(self, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, history: History) -> GrowthEvent:
         """One growth event, in place: model and optimizer state widen, and the function stays.
@@ -146,15 +190,38 @@ class GrowthController:
                 changed.
             GrowthRefused: an initializer cannot do what its settings ask for by name; nothing is changed.
 
-        After any other exception, an interrupt included, nothing is changed either.
+        After any other exception, an interrupt included, nothing is changed either. An event that breaks a limit which
+        only the grown model shows is taken back, and says so (`undone`); its sites are given up.
         """
         started = time.process_time()
-        with self._all_or_nothing(history):
-            event = self._grow(optimizer, inputs, targets, history)
+        try:
+            with self._all_or_nothing(history):
+                event = self._judged(self._grow(optimizer, inputs, targets, history), inputs)
+        except _Undone as undone:
+            event = undone.event
+            self._give_up(event.refused)
         return replace(event, cpu_seconds=time.process_time() - started)
 
+    def _judged(self, event: GrowthEvent, inputs: Inputs) -> GrowthEvent:
+        """The event, if it may stand.
+
+        Raises:
+            _Undone: it may not.
+        """
+        limit = self.settings.budget.latency_ms
+        if limit is None:
+            return event
+        latency = self.latency_ms(inputs)
+        spent = LATENCY_CALLS * self.settings.budget.latency_batch * event.flops_after
+        event = replace(event, latency_ms=latency, flops_spent=event.flops_spent + spent)
+        if latency <= limit:
+            return event
+        reason = f"a forward pass took {latency:.3g} ms, more than growth.budget.latency_ms {limit:g}"
+        given_up = [Refusal(g.site, g.old_width, f"at width {g.new_width} {reason}", None) for g in event.grown]
+        raise _Undone(replace(event, undone=reason, refused=(*event.refused, *given_up)))
+
     def _grow(self, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, history: History) -> GrowthEvent:
-        decisions = self._decide(history)
+        decisions = self._decider.decisions(self._states(), history, self.measure)
         chosen = tuple(self.sites[decision.site] for decision in decisions)
         measurement = Measurement(self.model, self.loss, inputs, targets, chosen)
         extended = {d.site: self._extend(self.sites[d.site], d, measurement) for d in decisions}
@@ -179,6 +246,7 @@ class GrowthController:
                 + len(targets) * after.forwards * grown_flops
             ),
             cpu_seconds=0.0,
+            decisions=tuple(decisions),
         )
         self._watched = new_entries(self.model, edit)
         self.edits += records
@@ -227,15 +295,6 @@ class GrowthController:
             SiteState(site.name, site.seed_width, site.width, self.targets[site.name], site.by_copies)
             for site in self.tracked
         ]
-
-    def _decide(self, history: History) -> list[GrowthDecision]:
-        return self.policy.decide(self._states(), history, self._affords)
-
-    def _affords(self, widths: Mapping[str, int]) -> bool:
-        budget, graph = self.settings.budget, self.sites.graph
-        return (budget.params is None or graph.params(widths) <= budget.params) and (
-            budget.flops is None or graph.flops(widths) <= budget.flops
-        )
 
     def _server(self, site: GrowthSite) -> Initializer | None:
         candidates = [self.initializer] if self.fallback is None else [self.initializer, self.fallback]
@@ -314,6 +373,14 @@ class GrowthController:
         names = {refusal.name for refusal in refusals}
         self.refusals += refusals
         self.tracked = [site for site in self.tracked if site.name not in names]
+
+
+class _Undone(Exception):
+    """Carries an event that may not stand out of the transaction that puts everything back."""
+
+    def __init__(self, event: GrowthEvent):
+        super().__init__(event.undone)
+        self.event = event
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from growkit.graph import Refusal
+from growkit.growth.base import GrowthDecision
 from growkit.surgery import FunctionChange
 
 __all__ = ["GrowthEvent", "SiteGrowth", "describe_refusals"]
@@ -43,6 +44,10 @@ class GrowthEvent:
         loss_before, loss_after: data loss on the growth batch, eval mode.
         params_before, params_after, flops_before, flops_after: of the model; FLOPs forward per sample.
         flops_spent: on measuring and verifying. cpu_seconds: of the whole event.
+        decisions: what the policy decided, with its reasons and scores.
+        latency_ms: of the grown model, where the budget bounds it.
+        undone: why the event was taken back; the model is then as it was before, and the rest says what was tried. None
+            where the event stands.
     """
 
     step: int
@@ -58,6 +63,9 @@ class GrowthEvent:
     flops_after: int
     flops_spent: int
     cpu_seconds: float
+    decisions: tuple[GrowthDecision, ...] = ()
+    latency_ms: float | None = None
+    undone: str | None = None
 
 
 def describe_refusals(refusals: Sequence[Refusal]) -> str:

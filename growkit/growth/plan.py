@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from growkit.config.growth import GrowthSettings
 from growkit.errors import UserInputError
 from growkit.graph import GrowthSite
-from growkit.growth.base import Clock, GrowthRecord, History, SiteState
-from growkit.growth.policy import Affords, Policy
+from growkit.growth.base import Clock, GrowthRecord, History, Nothing, SiteState
+from growkit.growth.limits import Limits
+from growkit.growth.policy import Policy
 
 __all__ = ["GrowthPlan", "PlannedEvent", "joint_target", "plan_growth", "resolve_targets", "select_sites"]
 
@@ -160,30 +160,34 @@ def _nearest(pattern: str, names: Sequence[str]) -> str:
 
 
 def plan_growth(
-    settings: GrowthSettings, states: Sequence[SiteState], clock: Clock, affords: Affords = lambda widths: True
+    policy: Policy,
+    states: Sequence[SiteState],
+    clock: Clock,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> GrowthPlan | None:
     """Play a policy through without training.
 
     Args:
-        settings: which policy.
+        policy: what to play.
         states: the sites at the start.
         clock: the length of the run.
-        affords: whether widths stay within the budget.
+        limits: no event breaks them; the wall time, which no plan knows, apart.
 
     Returns:
-        The plan, or None if the trigger depends on what training gives.
+        The plan, or None if the policy depends on what training gives.
     """
-    policy = Policy.build(settings)
     steps = policy.trigger.planned_steps(clock)
-    if steps is None:
+    if steps is None or policy.by_prospects:
         return None
     history, events = History(clock), []
     current = {state.name: state for state in states}
     for step in steps:
         history.step = step
-        decisions = policy.decide(list(current.values()), history, affords)
-        if not decisions:
+        decisions = policy.consult(list(current.values()), history, limits)
+        if isinstance(decisions, Nothing) and decisions.ends:
             break
+        if decisions is None or isinstance(decisions, Nothing):
+            continue
         grown = {d.site: (current[d.site].width, current[d.site].width + d.num_new) for d in decisions}
         history.growths.append(GrowthRecord(step, grown))
         for name, (_, width) in grown.items():

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from growkit.growth.base import EpochRecord
+from growkit.growth.base import EpochRecord, Nothing
 from growkit.growth.controller import GrowthEvent, describe_refusals
 from growkit.report.observer import Observer, RunFacts
 
@@ -111,7 +111,8 @@ class ConsoleReport(Observer):
         self._print("  ".join(parts))
 
     def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
-        lines = [
+        lines = list(dict.fromkeys(decision.reason for decision in event.decisions))
+        lines += [
             f"{g.site}: {g.old_width} -> {g.new_width}   {g.initializer}, {g.form}" + _notes(g.reason, g.facts)
             for g in event.grown
         ]
@@ -121,13 +122,18 @@ class ConsoleReport(Observer):
             f"loss {event.loss_before:.6f} -> {event.loss_after:.6f}   "
             f"change {event.change.eval:.1e} eval, {event.change.train:.1e} train"
         )
-        title = f"growth at step {event.step}"
+        if event.latency_ms is not None:
+            lines.append(f"latency {event.latency_ms:.3g} ms")
+        title = f"growth at step {event.step}" + (f" undone: {event.undone}" if event.undone else "")
         if self._console.is_terminal:
             self._console.print(Panel(Text("\n".join(lines)), title=title, box=box.ROUNDED, expand=False))
         else:
             self._print(f"+-- {title}")
             for line in lines:
                 self._print(f"| {line}")
+
+    def no_growth(self, step: int, note: Nothing) -> None:
+        self._print(f"{'growth ended' if note.ends else 'no growth'} at step {step}: {shortened(note.reason)}")
 
     def warned(self, message: str) -> None:
         self._print(f"warning: {shortened(message)}")
@@ -182,6 +188,8 @@ def _growth_line(facts: RunFacts) -> str:
     room = [f"{len(facts.widths)} sites"]
     if facts.plan is not None:
         room.append(f"{len(facts.plan.events)} events" + ("" if facts.plan.reaches_target else ", target not reached"))
+    else:
+        room.append(f"when {facts.config.growth.when.name}")
     return f"{facts.config.growth.initializer.name}, " + ", ".join(room)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from growkit.growth.base import EpochRecord
+from growkit.growth.base import EpochRecord, Nothing
 from growkit.growth.controller import GrowthEvent
 from growkit.growth.plan import GrowthPlan
 from growkit.report.observer import Observer, RunFacts
@@ -58,6 +58,9 @@ class JsonLines(Observer):
 
     def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
         self._write("growth", **asdict(event), widths=widths, train_flops=train_flops)
+
+    def no_growth(self, step: int, note: Nothing) -> None:
+        self._write("no_growth", step=step, **asdict(note))
 
     def new_units(self, step: int, gradient_norms: Mapping[str, float]) -> None:
         self._write("new_units", step=step, gradient_norms=gradient_norms)

@@ -11,7 +11,7 @@ from typing import Any, Self
 from growkit.config import Config
 from growkit.errors import TrainingError
 from growkit.graph import Refusal
-from growkit.growth.base import EpochRecord
+from growkit.growth.base import EpochRecord, Nothing
 from growkit.growth.controller import GrowthEvent
 from growkit.growth.plan import GrowthPlan
 
@@ -62,7 +62,10 @@ class Observer:
         """An epoch is done and evaluated."""
 
     def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
-        """The model has grown; `train_flops` are spent so far."""
+        """The model has grown, or has been put back (`event.undone`); `train_flops` are spent so far."""
+
+    def no_growth(self, step: int, note: Nothing) -> None:
+        """It was time to grow and nothing grew, or some sites were passed over; `note.ends`: nothing ever will."""
 
     def new_units(self, step: int, gradient_norms: Mapping[str, float]) -> None:
         """The first backward pass after a growth event: gradient norm of each site's new entries."""
@@ -122,6 +125,9 @@ class Reporter(Observer):
 
     def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
         self._tell("growth", event, widths, train_flops)
+
+    def no_growth(self, step: int, note: Nothing) -> None:
+        self._tell("no_growth", step, note)
 
     def new_units(self, step: int, gradient_norms: Mapping[str, float]) -> None:
         self._tell("new_units", step, gradient_norms)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growkit.growth.base import EpochRecord
+from growkit.growth.base import EpochRecord, Nothing
 from growkit.growth.controller import GrowthEvent
 from growkit.losses import is_cross_entropy
 from growkit.metrics import metric_names
@@ -71,12 +71,18 @@ class TensorBoard(Observer):
         self._sizes(record.step, record.train_flops, widths, record.params, record.flops)
 
     def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
+        if event.undone is not None:
+            self._writer.add_text("growth/undone", event.undone, event.step)
+            return
         self._sizes(event.step, train_flops, self._previous, event.params_before, event.flops_before)
         self._sizes(event.step, train_flops, widths, event.params_after, event.flops_after)
         self._writer.add_scalar("growth/function_change", event.change.worst, event.step)
         self._writer.add_text("growth/events", _markdown(event), event.step)
         self._writer.add_figure("growth/widths", _figure(self._previous, widths, self._targets), event.step)
         self._previous = dict(widths)
+
+    def no_growth(self, step: int, note: Nothing) -> None:
+        self._writer.add_text("growth/none", note.reason, step)
 
     def new_units(self, step: int, gradient_norms: Mapping[str, float]) -> None:
         for site, norm in gradient_norms.items():
@@ -127,8 +133,9 @@ def _markdown(event: GrowthEvent) -> str:
     rows = "\n".join(
         f"| {g.site} | {g.old_width} -> {g.new_width} | {g.initializer} | {g.form} | {g.reason} |" for g in event.grown
     )
+    reasons = "\n\n".join(dict.fromkeys(decision.reason for decision in event.decisions))
     return (
-        f"**step {event.step}**: {event.params_before:,} -> {event.params_after:,} parameters, "
+        f"**step {event.step}**: {reasons}\n\n{event.params_before:,} -> {event.params_after:,} parameters, "
         f"loss {event.loss_before:.6f} -> {event.loss_after:.6f}, change {event.change.worst:.1e}\n\n"
         f"| site | width | initializer | form | why |\n|---|---|---|---|---|\n{rows}"
     )

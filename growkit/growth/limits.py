@@ -1,0 +1,86 @@
+"""What a model of given widths would cost, and how much the budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from growkit.config.policies import BudgetSettings
+from growkit.growth.base import History
+
+__all__ = ["Cost", "Limits", "train_flops"]
+
+Cost = Callable[[Mapping[str, int]], int]
+"""Of a model whose sites, by name, have these widths; sites that are left out have their present one."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The budget, and the costs that it bounds.
+
+    Attributes:
+        budget: the settings.
+        params: parameters of the model.
+        flops: forward, per sample, of the model.
+    """
+
+    budget: BudgetSettings = BudgetSettings()
+    params: Cost = lambda widths: 0
+    flops: Cost = lambda widths: 0
+
+    def at(self, widths: Mapping[str, int]) -> Limits:
+        """The same, sites that are left out having these widths."""
+        return replace(
+            self,
+            params=lambda wider: self.params({**widths, **wider}),
+            flops=lambda wider: self.flops({**widths, **wider}),
+        )
+
+    def exceeded(self, history: History, widths: Mapping[str, int], wider: Mapping[str, int]) -> str | None:
+        """Which limit a model of widths `wider` would break, and by what; None if it keeps within all.
+
+        Args:
+            history: of the run so far.
+            widths: of all sites now.
+            wider: after the event.
+        """
+        budget = self.budget
+        costs: dict[str, tuple[int | None, Callable[[], int]]] = {
+            "params": (budget.params, lambda: self.params(wider)),
+            "flops": (budget.flops, lambda: self.flops(wider)),
+            "train_flops": (budget.train_flops, lambda: train_flops(self.flops, history, widths, wider)),
+        }
+        for name, (limit, cost) in costs.items():
+            if limit is not None and (needed := cost()) > limit:
+                return f"growth.budget.{name} is {limit:,}, and {needed:,} would be needed"
+        return None
+
+    def out_of_time(self, history: History) -> str | None:
+        """Why no event may begin any more; None if one may."""
+        limit = self.budget.wall_seconds
+        if limit is None or history.wall_seconds < limit:
+            return None
+        return f"growth.budget.wall_seconds is {limit:g}, and the run has taken {history.wall_seconds:.1f}"
+
+
+def train_flops(flops: Cost, history: History, widths: Mapping[str, int], wider: Mapping[str, int]) -> int:
+    """Training FLOPs of a whole run that goes on to its last step at widths `wider`.
+
+    Args:
+        flops: forward, per sample.
+        history: of the run so far.
+        widths: of all sites now, at the end of the history.
+        wider: after the present step.
+    """
+    spent = sum(steps * flops(then) for steps, then in _stages(history, widths))
+    left = history.clock.total_steps - history.step
+    return round(history.clock.forwards_per_step * (spent + left * flops(wider)))
+
+
+def _stages(history: History, widths: Mapping[str, int]) -> Iterator[tuple[int, Mapping[str, int]]]:
+    """The stages so far, latest first: number of steps, widths."""
+    end, then = history.step, dict(widths)
+    for growth in reversed(history.growths):
+        yield end - growth.step, dict(then)
+        end, then = growth.step, then | {site: old for site, (old, _) in growth.widths.items()}
+    yield end, then

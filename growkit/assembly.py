@@ -41,6 +41,7 @@ class Assembly:
     Attributes:
         seed_settings: of the model, None for a live module. plan: None where growth depends on training.
         planned_flops: training FLOPs of the plan. warnings: what the user should know and what was done about it.
+        beyond_graph: FLOPs per sample outside the graph's formulas, taken as constant.
     """
 
     config: Config
@@ -55,6 +56,7 @@ class Assembly:
     planned_flops: int | None
     warnings: list[str]
     site_names: tuple[str, ...]
+    beyond_graph: int
 
     @property
     def clock(self) -> Clock:
@@ -65,6 +67,17 @@ class Assembly:
     def widths(self) -> dict[str, int]:
         """Present width of every site that could grow at the start; one given up on the way keeps its column."""
         return {name: self.controller.sites[name].width for name in self.site_names}
+
+    def plan_for(self, total_steps: int) -> GrowthPlan | None:
+        """The growth plan, had the run so many steps; asked before it trains. None where it depends on training."""
+        return self.controller.plan(Clock(self.trainer.steps_per_epoch, total_steps))
+
+    def flops_for(self, total_steps: int) -> int | None:
+        """Training FLOPs of a run of so many steps; likewise."""
+        plan = self.plan_for(total_steps)
+        if plan is None:
+            return None
+        return _planned_flops(plan, self.controller, self.trainer, self.beyond_graph, total_steps)
 
 
 def assemble(
@@ -108,7 +121,7 @@ def _fit(
     compute.place(model)
     example = data.example(2)
     steps_per_epoch = num_batches(data, "train", config.train.batch_size, training=True)
-    clock = Clock(steps_per_epoch, total_steps or steps_per_epoch * config.train.epochs)
+    clock = Clock(steps_per_epoch, total_steps or config.train.steps or steps_per_epoch * config.train.epochs)
     optimizer = build_optimizer(config.train.optimizer, model.parameters(), model=model, total_steps=clock.total_steps)
     loss = build_loss(config.train.loss, data.task, config.train.label_smoothing)
     with untouched(model):  # its forward and its hooks may write to what it keeps
@@ -132,7 +145,7 @@ def _fit(
         streams,
         clock.total_steps,
     )
-    return Assembly(
+    parts = Assembly(
         config=config,
         data=data,
         model=model,
@@ -142,10 +155,13 @@ def _fit(
         controller=controller,
         trainer=trainer,
         plan=plan,
-        planned_flops=None if plan is None else _planned_flops(plan, controller, trainer, beyond_graph),
+        planned_flops=None,
         warnings=_warnings(config, data, controller, plan, clock, counted.unknown, beyond_graph),
         site_names=tuple(site.name for site in controller.tracked),
+        beyond_graph=beyond_graph,
     )
+    parts.planned_flops = parts.flops_for(clock.total_steps)
+    return parts
 
 
 def _control(config: Config, data: Data, live: nn.Module | None, compute: ComputePolicy, planned: Assembly) -> Assembly:
@@ -184,16 +200,23 @@ def _control(config: Config, data: Data, live: nn.Module | None, compute: Comput
     return parts
 
 
-def _planned_flops(plan: GrowthPlan, controller: GrowthController, trainer: Trainer, beyond_graph: int) -> int:
-    samples_per_step = len(trainer.data.train) / trainer.steps_per_epoch
+def _planned_flops(
+    plan: GrowthPlan, controller: GrowthController, trainer: Trainer, beyond_graph: int, total_steps: int
+) -> int:
     graph, passes = controller.sites.graph, passes_per_step(trainer.settings.optimizer)
-    return round(
-        passes
-        * sum(
-            3 * (graph.flops(widths) + beyond_graph) * steps * samples_per_step
-            for steps, widths in plan.stages(trainer.total_steps)
-        )
-    )
+    done, total = 0, 0
+    for steps, widths in plan.stages(total_steps):
+        samples = _samples(trainer, done + steps) - _samples(trainer, done)
+        total += 3 * (graph.flops(widths) + beyond_graph) * samples
+        done += steps
+    return round(passes * total)
+
+
+def _samples(trainer: Trainer, steps: int) -> int:
+    """How many samples so many steps from the start see; the last batch of an epoch may be smaller."""
+    epochs, rest = divmod(steps, trainer.steps_per_epoch)
+    batch = trainer.settings.batch_size
+    return epochs * min(len(trainer.data.train), trainer.steps_per_epoch * batch) + rest * batch
 
 
 def _trustworthy(compute: ComputePolicy, config: Config, model: nn.Module, data: Data) -> ComputePolicy:

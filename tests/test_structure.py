@@ -40,6 +40,7 @@ FLOORS = [
     ["pipeline", "dry_run", "inspection"],
     ["api", "doctor", "starting"],
     ["bench"],
+    ["compare"],
     ["cli", "testing"],
     ["__main__"],
 ]

@@ -65,6 +65,17 @@ class Assembly:
         """Present width of every site that could grow at the start; one given up on the way keeps its column."""
         return {name: self.controller.sites[name].width for name in self.site_names}
 
+    def plan_for(self, total_steps: int) -> GrowthPlan | None:
+        """The growth plan, had the run so many steps; asked before it trains. None where it depends on training."""
+        return self.controller.plan(Clock(self.trainer.steps_per_epoch, total_steps))
+
+    def flops_for(self, total_steps: int) -> int | None:
+        """Training FLOPs of a run of so many steps; likewise."""
+        plan = self.plan_for(total_steps)
+        if plan is None:
+            return None
+        return _planned_flops(plan, self.controller, self.trainer, total_steps)
+
 
 def assemble(
     config: Config, *, model: nn.Module | None = None, data: Data | None = None, writes: bool = True
@@ -110,7 +121,7 @@ def _fit(
     samples_per_step = len(data.train) / steps_per_epoch
     clock = Clock(
         steps_per_epoch,
-        total_steps or steps_per_epoch * config.train.epochs,
+        total_steps or config.train.steps or steps_per_epoch * config.train.epochs,
         BACKWARD_AND_FORWARD * passes_per_step(config.train.optimizer) * samples_per_step,
     )
     optimizer = build_optimizer(config.train.optimizer, model.parameters(), model=model, total_steps=clock.total_steps)
@@ -134,7 +145,7 @@ def _fit(
         streams,
         clock.total_steps,
     )
-    return Assembly(
+    parts = Assembly(
         config=config,
         data=data,
         model=model,
@@ -144,11 +155,13 @@ def _fit(
         controller=controller,
         trainer=trainer,
         plan=plan,
-        planned_flops=None if plan is None else _planned_flops(plan, controller, clock),
+        planned_flops=None,
         warnings=_warnings(config, data, controller, plan, clock),
         clock=clock,
         site_names=tuple(site.name for site in controller.tracked),
     )
+    parts.planned_flops = parts.flops_for(clock.total_steps)
+    return parts
 
 
 def _control(config: Config, data: Data, live: nn.Module | None, compute: ComputePolicy, planned: Assembly) -> Assembly:
@@ -194,12 +207,21 @@ def _what_depends_on_training(growth: GrowthSettings) -> str:
     return " and ".join(named) + (" depends" if len(named) == 1 else " depend")
 
 
-def _planned_flops(plan: GrowthPlan, controller: GrowthController, clock: Clock) -> int:
-    graph, beyond = controller.sites.graph, controller.flops_beyond_graph
-    return round(
-        clock.forwards_per_step
-        * sum((graph.flops(widths) + beyond) * steps for steps, widths in plan.stages(clock.total_steps))
-    )
+def _planned_flops(plan: GrowthPlan, controller: GrowthController, trainer: Trainer, total_steps: int) -> int:
+    graph, passes = controller.sites.graph, passes_per_step(trainer.settings.optimizer)
+    done, total = 0, 0
+    for steps, widths in plan.stages(total_steps):
+        samples = _samples(trainer, done + steps) - _samples(trainer, done)
+        total += BACKWARD_AND_FORWARD * (graph.flops(widths) + controller.flops_beyond_graph) * samples
+        done += steps
+    return round(passes * total)
+
+
+def _samples(trainer: Trainer, steps: int) -> int:
+    """How many samples so many steps from the start see; the last batch of an epoch may be smaller."""
+    epochs, rest = divmod(steps, trainer.steps_per_epoch)
+    batch = trainer.settings.batch_size
+    return epochs * min(len(trainer.data.train), trainer.steps_per_epoch * batch) + rest * batch
 
 
 def _trustworthy(compute: ComputePolicy, config: Config, model: nn.Module, data: Data) -> ComputePolicy:

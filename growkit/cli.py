@@ -16,6 +16,7 @@ import typer
 
 import growkit
 from growkit.bench.cli import commands as bench_commands
+from growkit.compare.cli import compare
 from growkit.config import Config, dump_config, json_schema, load_config
 from growkit.config.run import RunSettings
 from growkit.errors import ConfigError, GrowkitError
@@ -174,6 +175,7 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
+app.command()(_guarded(compare))
 app.add_typer(bench_commands(_guarded), name="bench")
 
 

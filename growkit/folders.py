@@ -30,8 +30,12 @@ def nearest_existing(path: str | Path) -> Path:
     return existing
 
 
-def check_writable(root: str | Path) -> None:
+def check_writable(root: str | Path, setting: str = "run.root") -> None:
     """Refuse a root in which no run folder could be made, before any work is done.
+
+    Args:
+        root: the folder.
+        setting: that names it.
 
     Raises:
         UserInputError: `root` or its nearest existing parent is not a folder that can be written.
@@ -39,8 +43,8 @@ def check_writable(root: str | Path) -> None:
     try:
         existing = nearest_existing(root)
     except (OSError, ValueError) as error:
-        raise UserInputError(f"run.root must be a folder that can be made, got {str(root)!r:.120}: {error}") from error
+        raise UserInputError(f"{setting} must be a folder that can be made, got {str(root)!r:.120}: {error}") from error
     if not existing.is_dir():
-        raise UserInputError(f"run.root must be a folder, got {root}: {existing} is a file; choose another run.root")
+        raise UserInputError(f"{setting} must be a folder, got {root}: {existing} is a file; choose another {setting}")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserInputError(f"run.root must be writable, got {root}: {existing} is not; choose another run.root")
+        raise UserInputError(f"{setting} must be writable, got {root}: {existing} is not; choose another {setting}")

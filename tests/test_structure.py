@@ -43,6 +43,7 @@ FLOORS = [
     ["pipeline", "dry_run", "inspection"],
     ["api", "doctor", "starting"],
     ["bench", "testing_policies"],
+    ["compare"],
     ["cli", "testing"],
     ["__main__"],
 ]

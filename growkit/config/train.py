@@ -299,12 +299,14 @@ AnyLoss = Annotated[
 class TrainSettings(Settings):
     """How a stage trains.
 
-    epochs: of the whole run, all stages together. loss: what is minimised, and reported as the loss. label_smoothing:
+    epochs: of the whole run, all stages together. steps: of the optimizer in the whole run, in place of epochs; null
+    trains for epochs. loss: what is minimised, and reported as the loss. label_smoothing:
     share of each target that is spread over all classes, in training alone. precision: auto is bf16 and channels-last
     where the device has native bf16, else fp32. device: auto is cuda where there is one, else cpu.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 30
+    steps: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 128
     optimizer: AnyOptimizer = SGDSettings()
     schedule: AnySchedule = CosineSettings()

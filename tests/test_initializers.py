@@ -1,23 +1,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from growkit.config.growth import GradMaxSettings, RandomSettings, ZeroSettings
+from growkit.config.growth import (
+    AnyInitializer,
+    FireflySettings,
+    GradMaxOptSettings,
+    GradMaxSettings,
+    RandomSettings,
+)
 from growkit.errors import GrowthRefused
-from growkit.growth.initializers import GaussianRandom, GradMax, ZeroFanOut, build_initializer
+from growkit.growth.initializers import (
+    Firefly,
+    GaussianRandom,
+    GradMax,
+    GradMaxInverse,
+    GradMaxOpt,
+    Net2Wider,
+    PositiveRandom,
+    Splitting,
+    Tiny,
+    VarianceTransfer,
+    ZeroFanOut,
+    build_initializer,
+)
 from growkit.growth.initializers.norms import scaled, slice_norm
 from growkit.testing import INITIALIZER_CONTRACT, growth_case
 
 INITIALIZERS = {
     "gradmax": GradMax(),
     "gradmax, zero fan-out": GradMax(GradMaxSettings(form="zero_fan_out")),
+    "gradmax_inverse": GradMaxInverse(),
+    "gradmax_opt": GradMaxOpt(GradMaxOptSettings(steps=5)),
+    "gradmax_opt, zero fan-out": GradMaxOpt(GradMaxOptSettings(steps=5, form="zero_fan_out")),
     "random": GaussianRandom(),
     "random, zero fan-out": GaussianRandom(RandomSettings(form="zero_fan_out")),
+    "random_positive": PositiveRandom(),
     "zero": ZeroFanOut(),
+    "variance_transfer": VarianceTransfer(),
+    "net2wider": Net2Wider(),
+    "firefly": Firefly(FireflySettings(steps=5)),
+    "splitting": Splitting(),
+    "tiny": Tiny(),
 }
 
 
@@ -27,8 +55,9 @@ def test_contract(name: str, check: Callable[[Any], None]) -> None:
     check(INITIALIZERS[name])
 
 
-@pytest.mark.parametrize("settings", [GradMaxSettings(), RandomSettings(), ZeroSettings()], ids=lambda s: s.name)
+@pytest.mark.parametrize("settings", get_args(get_args(AnyInitializer)[0]), ids=lambda s: s().name)
 def test_initializers_are_built_by_name(settings: Any) -> None:
+    settings = settings()
     built = build_initializer(settings)
     assert built.name == settings.name and getattr(built, "settings") is settings  # noqa: B009
 

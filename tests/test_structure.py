@@ -23,6 +23,7 @@ FLOORS = [
     ["metrics", "surgery"],
     [
         "growth.base",
+        "growth.rewriting",
         "growth.event",
         "growth.when",
         "growth.where",

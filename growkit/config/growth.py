@@ -150,15 +150,14 @@ class GradMaxOptSettings(InitializerSettings):
     """GradMax by direct optimisation (Evci et al., ICLR 2022): gradient ascent on the norm of the zero side's gradient.
 
     For any loss, activation and graph; the other side starts Gaussian and is put back to its norm after every step.
-    steps: of Adam. lr: learning rate of Adam; a step moves every weight by about as much, so it is to be small beside
-    the weights (1e-3, that of Keras, in the released CIFAR settings). batch_size: samples of the one batch the gradient
-    is measured on.
+    steps: of Adam. lr: how far a step moves a weight, relative to the root mean square of the new weights (the released
+    code takes Keras's 1e-3, which is absolute). batch_size: samples of the one batch the gradient is measured on.
     """
 
     name: Literal["gradmax_opt"] = "gradmax_opt"
     scale: Positive = 0.5
     steps: Annotated[int, Field(ge=1)] = 100
-    lr: Positive = 0.01
+    lr: Positive = 0.1
     batch_size: BatchSize = 128
 
 
@@ -222,7 +221,7 @@ class FireflySettings(NormSettings):
     split nor a pool of candidates, as in Wu et al. (NeurIPS 2020), are tried. The function changes, by design.
     epsilon: norm of a new fan-in, as `scale` is that of a new fan-out. The released configuration has 0, which leaves
     nothing to optimise, and the paper's value is unknown; hence > 0.
-    steps: of Adam. lr: learning rate of Adam; a step moves every weight by about as much.
+    steps: of Adam. lr: how far a step moves a weight, relative to the root mean square of its slice.
     batch_size: samples of the one batch whose loss is lowered.
     """
 
@@ -230,7 +229,7 @@ class FireflySettings(NormSettings):
     scale: Positive = 0.5
     epsilon: Positive = 0.5
     steps: Annotated[int, Field(ge=1)] = 100
-    lr: Positive = 0.01
+    lr: Positive = 0.1
     batch_size: BatchSize = 128
 
 

@@ -12,8 +12,8 @@ from growkit.config.growth import FireflySettings
 from growkit.graph import GrowthSite
 from growkit.growth.base import Extended, Initializer
 from growkit.growth.initializers.norms import random_slices, slice_norm
-from growkit.growth.initializers.units import not_plain
-from growkit.growth.initializers.widened import SlicePlace, adam, widened
+from growkit.growth.initializers.units import UnitPlaces, not_plain
+from growkit.growth.initializers.widened import SlicePlace, adam, alive, widened
 from growkit.growth.statistics import Measurement
 
 __all__ = ["Firefly"]
@@ -38,14 +38,24 @@ class Firefly(Initializer):
 
     def extend(self, site: GrowthSite, num_new: int, measurement: Measurement, generator: torch.Generator) -> Extended:
         fan_in = self.settings.model_copy(update={"scale": self.settings.epsilon})
-        start, norms = {}, {}
-        for side, settings in (("live", fan_in), ("consumer", self.settings)):
-            for place, slices in random_slices(site, num_new, side, measurement, settings, generator).items():
-                start[place] = slices
-                norms[place] = slice_norm(measurement.tensor(place[0]), place[1], settings)
-        losses: list[float] = []
+        sides = {"live": fan_in, "consumer": self.settings}
+        places, losses = UnitPlaces(site, num_new), list[float]()
 
-        with widened(measurement, site, num_new, start) as copy:
+        def draw() -> dict[SlicePlace, Tensor]:
+            drawn = (random_slices(site, num_new, side, measurement, s, generator) for side, s in sides.items())
+            return {place: slices for one in drawn for place, slices in one.items()}
+
+        with widened(measurement, site, num_new, {}) as copy:
+            with torch.no_grad():
+                losses.append(copy.loss().item())
+            start = alive(copy, places, draw, "consumer")
+            roles = {place.key: place.role for place in places}
+            norms = {
+                place: slice_norm(
+                    measurement.tensor(place[0]), place[1], self.settings if roles[place] == "consumer" else fan_in
+                )
+                for place in start
+            }
 
             def gradients() -> dict[SlicePlace, Tensor]:
                 loss = copy.loss()
@@ -56,5 +66,5 @@ class Firefly(Initializer):
             with torch.no_grad():
                 losses.append(copy.loss().item())
                 values |= copy.running_statistics()
-        facts = {"loss_start": round(losses[0], 9), "loss": round(losses[-1], 9)}
+        facts = {"loss_before": round(losses[0], 9), "loss_start": round(losses[1], 9), "loss": round(losses[-1], 9)}
         return Extended(values, "both", "its only form", facts)

@@ -16,7 +16,7 @@ from growkit.growth.base import Extended, Initializer
 from growkit.growth.initializers.forms import choose_form
 from growkit.growth.initializers.norms import random_slices, slice_norm
 from growkit.growth.initializers.units import UnitPlaces, not_plain
-from growkit.growth.initializers.widened import SlicePlace, WidenedCopy, adam, check_gradients, widened
+from growkit.growth.initializers.widened import SlicePlace, WidenedCopy, adam, alive, check_gradients, widened
 from growkit.growth.statistics import Measurement
 
 __all__ = ["GradMaxOpt"]
@@ -28,7 +28,7 @@ class GradMaxOpt(Initializer):
 
     Serves what has no closed form: zero fan-out, several layers before and behind, anything in between. Only the norm
     of every slice is held, not that they stay apart: for one unit the optimum is that of `gradmax`, for several the
-    norm is largest where all are alike, to which they draw nearer with every step.
+    norm is largest where all are alike, to which they draw nearer with every step. Biases stay zero.
     """
 
     settings: GradMaxOptSettings = GradMaxOptSettings()
@@ -41,36 +41,40 @@ class GradMaxOpt(Initializer):
     def extend(self, site: GrowthSite, num_new: int, measurement: Measurement, generator: torch.Generator) -> Extended:
         form, reason = choose_form(self.settings.form, site, measurement)
         free, silent = ("consumer", "producer") if form == "zero_fan_in" else ("live", "consumer")
-        start = random_slices(site, num_new, free, measurement, self.settings, generator)
-        norms = {
-            place: slice_norm(measurement.tensor(place[0]), place[1], self.settings)
-            if slices.dim() > 1
-            else float(slices.norm() / len(slices) ** 0.5)
-            for place, slices in start.items()
-        }
-        asked = [place.key for place in UnitPlaces(site, num_new).of(silent) if place.is_parameter]
+        places = UnitPlaces(site, num_new)
+        asked = [place.key for place in places.of(silent) if place.is_parameter]
         reached: list[float] = []
 
-        with widened(measurement, site, num_new, start) as copy, sdpa_kernel(SDPBackend.MATH):
+        def draw() -> dict[SlicePlace, Tensor]:
+            return random_slices(site, num_new, free, measurement, self.settings, generator)
+
+        with widened(measurement, site, num_new, {}) as copy, sdpa_kernel(SDPBackend.MATH):
             # the other kernels of attention have no second derivative
+            start = alive(copy, places, draw, silent)
+            norms = {
+                place: slice_norm(measurement.tensor(place[0]), place[1], self.settings)
+                if slices.dim() > 1
+                else (slices.norm() / len(slices) ** 0.5).item()
+                for place, slices in start.items()
+            }
 
             def gradients() -> dict[SlicePlace, Tensor]:
                 norm = self._gradient_norm(copy, asked, site)
+                measurement.forwards += 4  # back through the forward and the backward pass
+                found = copy.gradients(norm, list(start))
+                if not reached and not any(bool(gradient.any()) for gradient in found.values()):
+                    raise _not_twice(site, "it is 0")
                 reached.append(norm.item())
-                measurement.forwards += 4  # through the forward and the backward pass
-                return copy.gradients(norm, list(start))
+                return found
 
             try:
                 values = adam(
                     copy, start, norms, gradients, steps=self.settings.steps, lr=self.settings.lr, maximize=True
                 )
             except RuntimeError as error:
-                if "derivative" not in str(error) and "backward" not in str(error):
+                if not any(word in str(error) for word in ("derivative", "differentiate")):
                     raise
-                raise GrowthRefused(
-                    f"gradmax_opt needs operations with a second derivative, and at {site.name} torch has none: "
-                    f"{str(error).splitlines()[0]}; take gradmax, or set growth.fallback"
-                ) from error
+                raise _not_twice(site, str(error).splitlines()[0]) from error
             reached.append(self._gradient_norm(copy, asked, site).item())
         facts = {"gradient_norm_start": round(reached[0], 9), "gradient_norm": round(reached[-1], 9)}
         return Extended(values, form, reason, facts)
@@ -85,3 +89,10 @@ class GradMaxOpt(Initializer):
                 "batch; grow later or on a larger batch, or set growth.fallback"
             )
         return square.sqrt()
+
+
+def _not_twice(site: GrowthSite, what: str) -> GrowthRefused:
+    return GrowthRefused(
+        f"gradmax_opt needs operations with a second derivative, and at {site.name} torch has none ({what}); take "
+        "gradmax, or set growth.fallback"
+    )

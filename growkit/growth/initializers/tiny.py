@@ -34,8 +34,11 @@ class Tiny(Initializer):
     moment of the latter. With S^(-1/2) N' = sum_k s_k u_k v_k' a unit gets the fan-in sqrt(s_k) S^(-1/2) v_k and the
     fan-out sqrt(s_k) u_k: of all units that answer linearly, those whose outputs come nearest to V_res. Both sides are
     brought to the mean norms of the existing weights and multiplied by the root of an amplitude, that of the powers of
-    2 which gives the batch the lowest loss in train mode. The old weights stay: their own best change is left to the
-    optimizer.
+    2 which gives the batch the lowest loss in train mode.
+
+    The paper changes the old weights of that layer along with it; here they stay, and are left to the optimizer. Units
+    made for V_res alone may then raise the loss at any amplitude: in that case they are made for V itself, and
+    `facts["own_share"]` says so.
     """
 
     settings: TinySettings = TinySettings()
@@ -54,22 +57,33 @@ class Tiny(Initializer):
         with exact_arithmetic(), torch.enable_grad():
             seen = chain_pass(measurement, site)
         weights = measurement.tensor(site.chain.producer), measurement.tensor(site.chain.consumer)
-        fan_out, sigma, fan_in = expressivity_bottleneck(seen, *weights, num_new, generator)
-        missing = num_new - len(sigma)
-        if not len(sigma) or (missing and self.settings.beyond_rank == "error"):
+        for own_share in (False, True):
+            fan_out, sigma, fan_in = expressivity_bottleneck(seen, *weights, num_new, generator, own_share=own_share)
+            self._check_rank(site, len(sigma), num_new)
+            bias = next((name for name, p in seen.model.named_parameters() if p is seen.producer.bias), None)
+            values, facts = self._search(site, self._units(site, weights, fan_out, fan_in, bias), measurement)
+            if facts["loss"] < facts["loss_before"]:
+                break
+        else:
             raise GrowthRefused(
-                f"tiny can make at most as many units as the bottleneck at {site.name} has rank, {len(sigma)} on the "
-                f"growth batch, got {num_new}; grow by fewer units"
-                + (", or set growth.initializer.beyond_rank: random" if len(sigma) else ", or set growth.fallback")
+                f"tiny needs an amplitude of the new units that lowers the loss, and at {site.name} none of "
+                f"{min(AMPLITUDES):.0e} to {max(AMPLITUDES):g} does on the growth batch; grow later, or set "
+                "growth.fallback"
             )
-        bias = next((name for name, p in seen.model.named_parameters() if p is seen.producer.bias), None)
-        values = self._units(site, weights, fan_out, fan_in, bias)
-        values, facts = self._search(site, values, measurement)
-        facts = {"sigma": [round(float(s), 9) for s in sigma], **facts}
+        facts = {"sigma": [round(float(s), 9) for s in sigma], "own_share": own_share, **facts}
+        missing = num_new - len(sigma)
         if missing:
             facts["random_beyond_rank"] = missing
             values = self._filled(site, values, missing, measurement, generator)
         return Extended(values, "both", "its only form", facts)
+
+    def _check_rank(self, site: GrowthSite, rank: int, num_new: int) -> None:
+        if not rank or (rank < num_new and self.settings.beyond_rank == "error"):
+            remedy = "set growth.initializer.beyond_rank: random" if rank else "set growth.fallback"
+            raise GrowthRefused(
+                f"tiny can make at most as many units as the bottleneck at {site.name} has rank, {rank} on the growth "
+                f"batch, got {num_new}; grow by fewer units, or {remedy}"
+            )
 
     def _units(
         self, site: GrowthSite, weights: tuple[Tensor, Tensor], fan_out: Tensor, fan_in: Tensor, bias: str | None
@@ -101,13 +115,7 @@ class Tiny(Initializer):
                 copy.write({place: slices * amplitude**0.5 for place, slices in values.items()})
                 tried[amplitude] = copy.loss_or_inf()
         best = min(tried, key=lambda amplitude: tried[amplitude])
-        if not tried[best] < before:
-            raise GrowthRefused(
-                f"tiny needs an amplitude of the new units that lowers the loss, and at {site.name} none of "
-                f"{min(AMPLITUDES):.0e} to {max(AMPLITUDES):g} does on the growth batch; grow later, or set "
-                "growth.fallback"
-            )
-        facts = {"amplitude": best, "loss_start": round(before, 9), "loss": round(tried[best], 9)}
+        facts = {"amplitude": best, "loss_before": round(before, 9), "loss": round(tried[best], 9)}
         return {place: slices * best**0.5 for place, slices in values.items()}, facts
 
     def _filled(
@@ -128,8 +136,15 @@ class Tiny(Initializer):
         return filled
 
 
+@torch.no_grad()
 def expressivity_bottleneck(
-    seen: ChainPass, producer: Tensor, consumer: Tensor, count: int, generator: torch.Generator
+    seen: ChainPass,
+    producer: Tensor,
+    consumer: Tensor,
+    count: int,
+    generator: torch.Generator,
+    *,
+    own_share: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fan-outs and fan-ins of units that come nearest to what the consumer should, and cannot, give by itself.
 
@@ -139,6 +154,7 @@ def expressivity_bottleneck(
         consumer: weight [O, hidden, *kernel].
         count: how many units, fewer where the rank is lower.
         generator: of a randomised decomposition, if the matrix is large.
+        own_share: leave what the consumer's own weights can give in what is asked for.
 
     Returns:
         fan_out [O*V, K], sigma [K] (largest first), fan_in [C*U (+ 1), K].
@@ -149,7 +165,7 @@ def expressivity_bottleneck(
     flat = -wanted.movedim(axis, -1)
     target = flat.flatten(0, -2).double()
     own = patches(seen.consumer, consumer).double()
-    change = _pseudo_inverse(own.T @ own) @ (own.T @ target)
+    change = torch.zeros_like(own.T @ target) if own_share else _pseudo_inverse(own.T @ own) @ (own.T @ target)
     residual = (target - own @ change).reshape(flat.shape).movedim(-1, axis).to(producer)
     # noise that rounding leaves of a gradient that own weights can answer wholly is no direction
     if float(residual.norm()) <= 1e-5 * float(wanted.norm()):

@@ -57,6 +57,7 @@ class Place:
     unit: Index
     _expression: Dim = field(repr=False, compare=False)
     _atom: Atom = field(repr=False, compare=False)
+    _old_width: int = field(repr=False, compare=False)
     _width: int = field(repr=False, compare=False)
 
     @property
@@ -74,6 +75,11 @@ class Place:
         """The new positions."""
         return np.flatnonzero(self.index < 0)
 
+    @property
+    def numbers(self) -> Tensor:
+        """The number of the new unit, from 0, that each new position belongs to."""
+        return torch.from_numpy(self.unit[self.new] - self._old_width)
+
     @cached_property
     def kept(self) -> Index:
         """Where the old positions went, in their old order."""
@@ -86,8 +92,7 @@ class Place:
 
     def old_slices(self, tensor: Tensor, units: Sequence[int]) -> Tensor:
         """The slices of old units of `tensor` (as before the event) that new units would have as their copies."""
-        old = self._width - len(units)
-        origins = self.like(np.concatenate([np.arange(old), np.asarray(units, dtype=np.int64)]))
+        origins = self.like(np.concatenate([np.arange(self._old_width), np.asarray(units, dtype=np.int64)]))
         return tensor.index_select(self.dim, torch.from_numpy(self.index[origins[self.new]]).to(tensor.device))
 
     def along(self, per_unit: Tensor, positions: Index, tensor: Tensor) -> Tensor:
@@ -108,7 +113,7 @@ class UnitPlaces(list[Place]):
         sizes, width = site.grown(num_new), site.width + num_new
         identity = np.arange(width, dtype=np.int64)
         roles = {(member.names[0], member.dim): member.role for member in site.members}
-        self.width = site.width
+        self.width, self.num_new = site.width, num_new
         super().__init__(
             Place(
                 record.names[0],
@@ -119,6 +124,7 @@ class UnitPlaces(list[Place]):
                 _unit_of(record.dims[axis], site.atom, identity),
                 record.dims[axis],
                 site.atom,
+                site.width,
                 width,
             )
             for record, axis in site.uses

@@ -16,16 +16,19 @@ from growkit.device import exact_arithmetic
 from growkit.errors import TrainingError
 from growkit.graph import GrowthSite, TensorEdit, copy_of
 from growkit.growth.initializers.norms import scaled
+from growkit.growth.initializers.units import UnitPlaces
 from growkit.growth.statistics import Measurement
 from growkit.rng import isolated
 from growkit.surgery import Extension, Growth, grow, lookup
 
-__all__ = ["SlicePlace", "WidenedCopy", "adam", "check_gradients", "loss_of", "widened"]
+__all__ = ["SlicePlace", "WidenedCopy", "adam", "alive", "check_gradients", "loss_of", "widened"]
 
 SlicePlace = tuple[str, int]
 """A tensor by name, and the dimension along which new slices stand in it."""
 
 Slices = Mapping[SlicePlace, Tensor]
+
+DRAWS = 16  # a unit that is silent on a large batch at every one of them is no accident
 
 
 def loss_of(model: nn.Module, measurement: Measurement, site: GrowthSite) -> Tensor:
@@ -145,6 +148,37 @@ def _new_entries(edit: TensorEdit, dim: int, shape: Sequence[int], device: torch
         for number, (index, extent) in enumerate(zip(edit.index_maps, shape, strict=True))
     ]
     return tuple(torch.from_numpy(one).to(device) for one in np.ix_(*positions))
+
+
+def alive(
+    copy: WidenedCopy, places: UnitPlaces, draw: Callable[[], dict[SlicePlace, Tensor]], role: str
+) -> dict[SlicePlace, Tensor]:
+    """Random slices for new units of which each has a gradient on the side `role`; those that have none are redrawn.
+
+    Under torch's ReLU a random fan-in may be silent on the whole batch, and no gradient leads out of that. After
+    DRAWS rounds the silent ones stay.
+    """
+    asked = [place for place in places.of(role) if place.is_parameter]
+    slices = draw()
+    copy.write(slices)
+    for _ in range(DRAWS):
+        gradients = copy.gradients(copy.loss(), [place.key for place in asked])
+        squares = torch.zeros(places.num_new, dtype=torch.float64)
+        for place in asked:
+            rows = gradients[place.key].double().cpu().movedim(place.dim, 0)
+            squares.index_add_(0, place.numbers, rows.reshape(len(rows), -1).square().sum(1))
+        silent = squares == 0.0
+        if not bool(silent.any()):
+            break
+        others = draw()
+        for place in places:
+            if place.key in slices:
+                view = [1] * slices[place.key].dim()
+                view[place.dim] = -1
+                mask = silent[place.numbers].view(view).to(slices[place.key].device)
+                slices[place.key] = torch.where(mask, others[place.key], slices[place.key])
+        copy.write(slices)
+    return slices
 
 
 def adam(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import pytest
@@ -14,6 +15,7 @@ from growkit.config.growth import (
     RandomSettings,
 )
 from growkit.errors import GrowthRefused
+from growkit.growth.base import Extended, Initializer
 from growkit.growth.initializers import (
     Firefly,
     GaussianRandom,
@@ -60,6 +62,73 @@ def test_initializers_are_built_by_name(settings: Any) -> None:
     settings = settings()
     built = build_initializer(settings)
     assert built.name == settings.name and getattr(built, "settings") is settings  # noqa: B009
+
+
+# the contract can be broken
+
+
+@dataclass(frozen=True)
+class Broken(Initializer):
+    """Gaussian units, and one thing wrong."""
+
+    how: Callable[[Any, Extended], Extended]
+    settings: RandomSettings = RandomSettings(form="zero_fan_out")
+    name = "broken"
+
+    def refuses(self, site: Any) -> str | None:
+        return self.how(None, None) if self.how is never else None  # type: ignore[arg-type,return-value]
+
+    def extend(self, site: Any, num_new: int, measurement: Any, generator: torch.Generator) -> Extended:
+        settings = RandomSettings(form="zero_fan_out") if self.how is deaf else self.settings
+        return self.how(measurement, GaussianRandom(settings).extend(site, num_new, measurement, generator))
+
+
+def never(measurement: Any, extended: Extended) -> Any:
+    return "never"
+
+
+def moved(values: Callable[[torch.Tensor], torch.Tensor], **more: Any) -> Callable[[Any, Extended], Extended]:
+    return lambda measurement, extended: replace(
+        extended, values={key: values(slices) for key, slices in extended.values.items()}, **more
+    )
+
+
+def loud(measurement: Any, extended: Extended) -> Extended:
+    return replace(extended, rewrites={name: measurement.tensor(name) * 2 for name, _ in extended.values})
+
+
+def deaf(measurement: Any, extended: Extended) -> Extended:
+    return extended
+
+
+def clumsy(measurement: Any, extended: Extended) -> Extended:
+    measurement.model.train()
+    return extended
+
+
+BROKEN = {
+    "serves_or_says_why_not": never,
+    "keeps_the_function": loud,
+    "is_what_its_form_says": moved(lambda slices: slices, form="both"),
+    "gives_slices_the_norm_of_its_settings": deaf,
+    "is_deterministic_under_its_generator": moved(lambda slices: slices + torch.rand(())),
+    "lets_every_unit_learn": moved(torch.zeros_like),
+    "wakes_every_unit_with_the_first_step": moved(lambda slices: slices[:1].expand_as(slices).contiguous()),
+    "leaves_the_model_alone": clumsy,
+}
+
+
+@pytest.mark.parametrize("check", INITIALIZER_CONTRACT, ids=lambda check: check.__name__)
+def test_every_check_of_the_contract_can_fail(check: Callable[[Any], None]) -> None:
+    with pytest.raises(AssertionError):
+        check(Broken(BROKEN[check.__name__]))
+
+
+@pytest.mark.parametrize("form", ["zero_fan_in", "paired", "copied", "split", "none"])
+def test_every_form_is_checked(form: str) -> None:
+    (check,) = [one for one in INITIALIZER_CONTRACT if one.__name__ == "is_what_its_form_says"]
+    with pytest.raises(AssertionError, match=f"{form}|must be one of"):
+        check(Broken(moved(lambda slices: slices, form=form)))
 
 
 # which side is zero

@@ -218,7 +218,8 @@ class FireflySettings(NormSettings):
     """Firefly in the simplified form of Evci et al. (ICLR 2022): both sides of the new units lower the loss at once.
 
     Gradient descent on the loss of one batch, both sides put back to their norms after every step; neither units to
-    split nor a pool of candidates, as in Wu et al. (NeurIPS 2020), are tried. The function changes, by design.
+    split nor a pool of candidates, as in Wu et al. (NeurIPS 2020), are tried. The function changes, by design; every
+    site is moved as if it grew alone, and changes of many sites add up: best with `where: round_robin`.
     epsilon: norm of a new fan-in, as `scale` is that of a new fan-out. The released configuration has 0, which leaves
     nothing to optimise, and the paper's value is unknown; hence > 0.
     steps: of Adam. lr: how far a step moves a weight, relative to the root mean square of its slice.
@@ -255,7 +256,8 @@ class TinySettings(Settings):
     """TINY (Verbockhaven et al., TMLR 2024): units that give the layer behind what its own weights cannot.
 
     From the decomposition of S^(-1/2) N; how strong they are is found by a line search on the loss of the batch. The
-    function changes, by design.
+    function changes, by design; every site is measured as if it grew alone, and changes of many sites add up: best with
+    `where: round_robin`.
     beyond_rank: what fills units beyond the rank of that matrix: random, a Gaussian fan-in and zero fan-out (the event
     says how many), or an error. batch_size: samples of the one batch that is measured.
     """

@@ -26,6 +26,7 @@ FLOORS = [
         "growth.history",
         "growth.limits",
         "growth.decider",
+        "growth.rewriting",
         "growth.event",
         "growth.when",
         "growth.where",

@@ -28,14 +28,24 @@ __all__ = [
     "AnySelector",
     "AnyTrigger",
     "BudgetSettings",
+    "FireflySettings",
     "FixedSettings",
     "FractionOfSeedSettings",
+    "GradMaxInverseSettings",
+    "GradMaxOptSettings",
     "GradMaxSettings",
     "GrowthSettings",
+    "InitializerSettings",
+    "Net2WiderSettings",
     "NeverSettings",
+    "NormSettings",
     "PeriodicSettings",
+    "RandomPositiveSettings",
     "RandomSettings",
     "RoundRobinSettings",
+    "SplittingSettings",
+    "TinySettings",
+    "VarianceTransferSettings",
     "ZeroSettings",
 ]
 
@@ -45,16 +55,27 @@ Positive = Annotated[float, Field(gt=0.0)]
 Form = Literal["auto", "zero_fan_in", "zero_fan_out"]
 
 
-class InitializerSettings(Settings):
-    """What every initializer shares.
+BatchSize = Annotated[int, Field(ge=1)]
+
+
+class NormSettings(Settings):
+    """How long new slices are.
 
     scale: norm of a new slice, relative to the mean norm of the existing slices of the same tensor (norm: mean) or
-    absolute (norm: fixed). form: which side of the new units is zero, so that the function is kept. `auto` takes the
-    initializer's own form where the site allows it, else the other one, and every growth event records which and why.
+    absolute (norm: fixed).
     """
 
     scale: Positive = 1.0
     norm: Literal["mean", "fixed"] = "mean"
+
+
+class InitializerSettings(NormSettings):
+    """What the initializers share that leave one side of the new units zero.
+
+    form: which side of the new units is zero, so that the function is kept. `auto` takes the initializer's own form
+    where the site allows it, else the other one, and every growth event records which and why.
+    """
+
     form: Form = "auto"
 
 
@@ -68,14 +89,51 @@ class GradMaxSettings(InitializerSettings):
 
     name: Literal["gradmax"] = "gradmax"
     scale: Positive = 0.5
-    batch_size: Annotated[int, Field(ge=1)] = 128
+    batch_size: BatchSize = 128
     beyond_rank: Literal["random", "error"] = "random"
+
+
+class GradMaxInverseSettings(GradMaxSettings):
+    """GradMax with the other side zero: fan-in from the top right singular vectors, zero fan-out.
+
+    The form of the best row of Table 2 in Evci et al. (ICLR 2022), which serves every activation; there it was found by
+    optimisation (see gradmax_opt), here by the measured response to the singular vectors with both signs.
+    """
+
+    name: Literal["gradmax_inverse"] = "gradmax_inverse"  # type: ignore[assignment]
+    form: Literal["auto", "zero_fan_out"] = "auto"  # type: ignore[assignment]
+
+
+class GradMaxOptSettings(InitializerSettings):
+    """GradMax by direct optimisation (Evci et al., ICLR 2022): gradient ascent on the norm of the zero side's gradient.
+
+    For any loss, activation and graph; the other side starts Gaussian and is put back to its norm after every step.
+    steps: of Adam. lr: how far a step moves a weight, relative to the root mean square of the new weights (the released
+    code takes Keras's 1e-3, which is absolute). batch_size: samples of the one batch the gradient is measured on.
+    """
+
+    name: Literal["gradmax_opt"] = "gradmax_opt"
+    scale: Positive = 0.5
+    steps: Annotated[int, Field(ge=1)] = 100
+    lr: Positive = 0.1
+    batch_size: BatchSize = 128
 
 
 class RandomSettings(InitializerSettings):
     """Gaussian directions on one side, zero on the other: the fair baseline of GradMax."""
 
     name: Literal["random"] = "random"
+    scale: Positive = 0.5
+
+
+class RandomPositiveSettings(InitializerSettings):
+    """Directions from U[0, 1) on one side, zero on the other: "Random" of the code released with GradMax.
+
+    Its slices all point into one corner, which makes it a weaker baseline than `random`; it is here to compare with
+    published numbers.
+    """
+
+    name: Literal["random_positive"] = "random_positive"
     scale: Positive = 0.5
 
 
@@ -86,7 +144,102 @@ class ZeroSettings(InitializerSettings):
     form: Literal["auto", "zero_fan_out"] = "auto"  # type: ignore[assignment]
 
 
-AnyInitializer = Annotated[GradMaxSettings | RandomSettings | ZeroSettings, BY_NAME, named("gradmax")]
+class VarianceTransferSettings(NormSettings):
+    """Variance transfer (Yuan, Savarese and Maire, NeurIPS 2023): pairs of random units that cancel, weights rescaled.
+
+    New units come in pairs of equal fan-in and opposite fan-out, so that any function is kept. With r the old width by
+    the new one to the power `exponent`, the fan-out of old units is multiplied by r where the units themselves can be
+    divided by it, and new fan-outs are drawn r times as long; every event says what was rescaled.
+    exponent: 1 is the published rule, for a standard deviation that falls with the fan-in; 0.5 keeps a variance of 1 by
+    fan-in; 0 rescales nothing.
+    """
+
+    name: Literal["variance_transfer"] = "variance_transfer"
+    exponent: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+
+
+class Net2WiderSettings(Settings):
+    """Net2WiderNet (Chen, Goodfellow and Shlens, ICLR 2016): new units are copies, their readers are shared out.
+
+    noise: how far the shares of the copies of one unit lie apart, relative to their mean; they add up to 1, so that the
+    function is kept whatever it is, and copies that are read differently learn differently. With 0 every copy gets the
+    same share, and copies stay equal for ever unless dropout parts them.
+    batch_size: samples of the one batch that shows which units learn; others are not copied.
+    """
+
+    name: Literal["net2wider"] = "net2wider"
+    noise: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    batch_size: BatchSize = 128
+
+
+class FireflySettings(NormSettings):
+    """Firefly in the simplified form of Evci et al. (ICLR 2022): both sides of the new units lower the loss at once.
+
+    Gradient descent on the loss of one batch, both sides put back to their norms after every step; neither units to
+    split nor a pool of candidates, as in Wu et al. (NeurIPS 2020), are tried. The function changes, by design; every
+    site is moved as if it grew alone, and changes of many sites add up: best with `where: round_robin`.
+    epsilon: norm of a new fan-in, as `scale` is that of a new fan-out. The released configuration has 0, which leaves
+    nothing to optimise, and the paper's value is unknown; hence > 0.
+    steps: of Adam. lr: how far a step moves a weight, relative to the root mean square of its slice.
+    batch_size: samples of the one batch whose loss is lowered.
+    """
+
+    name: Literal["firefly"] = "firefly"
+    scale: Positive = 0.5
+    epsilon: Positive = 0.5
+    steps: Annotated[int, Field(ge=1)] = 100
+    lr: Positive = 0.1
+    batch_size: BatchSize = 128
+
+
+class SplittingSettings(Settings):
+    """Splitting steepest descent (Liu, Wu and Wang, NeurIPS 2019): a unit becomes two, an epsilon to either side.
+
+    The units with the lowest eigenvalues of their splitting matrix are split along its eigenvector, with half of the
+    fan-out each. The function changes by the order of epsilon squared, by design. Needs an activation that curves:
+    between corners torch's ReLU does not.
+    epsilon: length of a step, relative to the mean norm of the fan-ins.
+    beyond_negative: what becomes of units that would gain nothing, where fewer than asked for have a negative
+    eigenvalue: split all the same (the event says how many), or an error.
+    batch_size: samples of the one batch the matrices are measured on.
+    """
+
+    name: Literal["splitting"] = "splitting"
+    epsilon: Positive = 0.05
+    beyond_negative: Literal["split", "error"] = "split"
+    batch_size: BatchSize = 128
+
+
+class TinySettings(Settings):
+    """TINY (Verbockhaven et al., TMLR 2024): units that give the layer behind what its own weights cannot.
+
+    From the decomposition of S^(-1/2) N; how strong they are is found by a line search on the loss of the batch. The
+    function changes, by design; every site is measured as if it grew alone, and changes of many sites add up: best with
+    `where: round_robin`.
+    beyond_rank: what fills units beyond the rank of that matrix: random, a Gaussian fan-in and zero fan-out (the event
+    says how many), or an error. batch_size: samples of the one batch that is measured.
+    """
+
+    name: Literal["tiny"] = "tiny"
+    beyond_rank: Literal["random", "error"] = "random"
+    batch_size: BatchSize = 128
+
+
+AnyInitializer = Annotated[
+    GradMaxSettings
+    | GradMaxInverseSettings
+    | GradMaxOptSettings
+    | RandomSettings
+    | RandomPositiveSettings
+    | ZeroSettings
+    | VarianceTransferSettings
+    | Net2WiderSettings
+    | FireflySettings
+    | SplittingSettings
+    | TinySettings,
+    BY_NAME,
+    named("gradmax"),
+]
 
 
 def _is_multiple(target: float) -> float:
@@ -108,7 +261,8 @@ class GrowthSettings(Settings):
     what is named also where a unit is a head; sites that grow by whole copies of their units only take as many copies
     as fit into a multiple, and refuse a width between two. sites: patterns of the sites that may grow. fallback: what
     initialises sites the initializer cannot serve; null refuses them.
-    tolerance: largest relative change of the outputs (fp32) that an event may cause.
+    tolerance: largest relative change of the outputs (fp32) that an event may cause; under initializers that change the
+    function by design (firefly, splitting, tiny) the change with silent new units, before those are given their values.
     """
 
     when: AnyTrigger = PeriodicSettings()

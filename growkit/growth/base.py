@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -226,21 +226,40 @@ class Extended:
 
     Attributes:
         values: (tensor name, dimension) -> new slices, as growkit.surgery.Extension takes them.
-        form: "zero_fan_in" or "zero_fan_out": which side of the new units is zero.
+        form: what new units are at first: "zero_fan_in" or "zero_fan_out" (that side is zero), "remedied" (a norm or an
+            attention product decides what is zero), "paired" (equal fan-ins, opposite fan-outs), "copied" (from old
+            units, with shares of their fan-out), "split" (likewise, both moved apart), "both" (neither side is zero).
         reason: why this form.
         facts: numbers worth recording (singular values, predicted gradient norm).
+        rewrites: existing tensors by name -> new values of the whole tensor, in the shape before the event. They are
+            written with the event and taken back with it; what the optimizer remembers of them stays as it is. Where
+            several sites rewrite one tensor, each entry changes by all factors (growkit.growth.rewriting).
     """
 
     values: Mapping[tuple[str, int], Tensor]
     form: str
     reason: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    rewrites: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def silenced(self, site: GrowthSite, num_new: int) -> Extended:
+        """What keeps the function at `site`, as it is before the event: no rewrites, and zeros where it needs them."""
+        silent = {(edit.names[0], dim) for edit in site.tensor_edits(num_new) for dim in edit.silent_dims}
+        values = {place: slices for place, slices in self.values.items() if place not in silent}
+        return replace(self, values=values, rewrites={})
 
 
 class Initializer(ABC):
-    """How new units begin."""
+    """How new units begin.
+
+    Attributes:
+        name: in settings and events.
+        preserves: whether the function is kept. Where it is not, by design, surgery is first verified with the new
+            units silent (what would be read of them zero, nothing rewritten), and only then given the values.
+    """
 
     name: ClassVar[str]
+    preserves: ClassVar[bool] = True
 
     @abstractmethod
     def refuses(self, site: GrowthSite) -> str | None:

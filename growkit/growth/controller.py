@@ -32,6 +32,7 @@ from growkit.growth.initializers import build_initializer
 from growkit.growth.limits import Limits
 from growkit.growth.plan import GrowthPlan, joint_target, plan_growth, resolve_targets, select_sites
 from growkit.growth.policy import Policy
+from growkit.growth.rewriting import Rewriting
 from growkit.growth.statistics import Loss, Measurement
 from growkit.surgery import (
     Edit,
@@ -93,6 +94,7 @@ class GrowthController:
         self.not_checked: tuple[str, ...] = ()  # what the trial of the sites left out
         self._watched: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
         self._open: Edit | None = None  # the edit of the event under way
+        self._rewriting = Rewriting()  # and what it wrote before
         self._flops_verifying = 0  # per sample, of the event under way
 
     def prepare(self, inputs: Inputs) -> None:
@@ -179,6 +181,9 @@ class GrowthController:
     def grow(self, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, history: History) -> GrowthEvent:
         """One growth event, in place: model and optimizer state widen, and the function stays.
 
+        Where an initializer changes the function by design, it stays with silent new units; they are given their values
+        after that was verified, and the event says so. Optimizer state of rewritten entries stays as it is.
+
         Args:
             optimizer: its state grows along.
             inputs: of the growth batch, on the model's device.
@@ -186,8 +191,8 @@ class GrowthController:
             history: gains a GrowthRecord.
 
         Raises:
-            SurgeryError: every chosen site would have changed the outputs by more than `growth.tolerance`; nothing is
-                changed.
+            SurgeryError: every chosen site would have changed the outputs by more than `growth.tolerance`, or with the
+                values of an initializer that changes them by design they are not finite; nothing is changed.
             GrowthRefused: an initializer cannot do what its settings ask for by name; nothing is changed.
 
         After any other exception, an interrupt included, nothing is changed either. An event that breaks a limit which
@@ -224,16 +229,18 @@ class GrowthController:
         decisions = self._decider.decisions(self._states(), history, self.measure)
         chosen = tuple(self.sites[decision.site] for decision in decisions)
         measurement = Measurement(self.model, self.loss, inputs, targets, chosen)
-        extended = {d.site: self._extend(self.sites[d.site], d, measurement) for d in decisions}
-        growths = [Growth(self.sites[d.site], d.num_new, Extension(extended[d.site][1].values)) for d in decisions]
+        orders = [self._order(self.sites[d.site], d, measurement) for d in decisions]
         before, params, flops = self._look(inputs, targets), count_params(self.model), self._flops(inputs)
-        edit, refused = self._operate(growths, optimizer, inputs, before, flops)
+        edit, refused = self._operate(orders, optimizer, inputs, before, flops)
         after, records, grown_flops = self._look(inputs, targets), edit.records, self._flops(inputs)
+        change, by_site = function_change(before.observation, after.observation), {o.site.name: o for o in orders}
+        if change.worst == float("inf"):  # checked with silent units only, where the change is by design
+            raise SurgeryError("the growth event was rolled back, for its new units make outputs that are not finite")
         event = GrowthEvent(
             step=history.step,
-            grown=tuple(_describe(record, *extended[record.site]) for record in records),
+            grown=tuple(_describe(record, by_site[record.site]) for record in records),
             refused=tuple(refused),
-            change=function_change(before.observation, after.observation),
+            change=change,
             change_at_precision=None if before.rounded is None else _eval_change(before.rounded, after.rounded),
             loss_before=before.loss,
             loss_after=after.loss,
@@ -256,7 +263,7 @@ class GrowthController:
     @contextmanager
     def _all_or_nothing(self, history: History) -> Iterator[None]:
         """Put back all that an event changes if it does not come to its end, whatever stopped it."""
-        self._open, self._flops_verifying = None, 0
+        self._open, self._rewriting, self._flops_verifying = None, Rewriting(), 0
         widths = [(site, site.width) for site in self.sites]
         refusals, tracked, watched = list(self.refusals), list(self.tracked), self._watched
         edits, growths = len(self.edits), len(history.growths)
@@ -273,6 +280,7 @@ class GrowthController:
     def _take_back(self) -> None:
         if self._open is not None and not self._open.undone:
             self._open.undo()
+        self._rewriting.undo()
 
     def first_step_gradients(self) -> dict[str, float]:
         """Gradient norm of each freshly grown site's new entries; asked after the first backward pass, then empty."""
@@ -300,47 +308,49 @@ class GrowthController:
         candidates = [self.initializer] if self.fallback is None else [self.initializer, self.fallback]
         return next((initializer for initializer in candidates if initializer.refuses(site) is None), None)
 
-    def _extend(self, site: GrowthSite, decision: GrowthDecision, measurement: Measurement) -> tuple[str, Extended]:
+    def _order(self, site: GrowthSite, decision: GrowthDecision, measurement: Measurement) -> _Order:
         server = self._server(site)
         assert server is not None, "prepare() gives up sites without an initializer"
         try:
-            return server.name, server.extend(site, decision.num_new, measurement, self.generator)
+            extended = server.extend(site, decision.num_new, measurement, self.generator)
         except GrowthRefused as refused:  # facts that only a batch shows
             if self.fallback is None or server is self.fallback:
                 raise
-            extended = self.fallback.extend(site, decision.num_new, measurement, self.generator)
-            return self.fallback.name, replace(extended, reason=f"fallback, for {refused}")
+            server, extended = self.fallback, self.fallback.extend(site, decision.num_new, measurement, self.generator)
+            extended = replace(extended, reason=f"fallback, for {refused}")
+        return _Order(site, decision.num_new, server, extended)
 
     def _operate(
-        self, growths: list[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look, flops: int
+        self, orders: list[_Order], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look, flops: int
     ) -> tuple[Edit, list[Refusal]]:
         """All sites at once; if that changes the outputs, one more at a time, giving up those that do."""
-        outcome = first = self._verified(growths, optimizer, inputs, before, flops)
+        outcome = first = self._verified(orders, optimizer, inputs, before, flops)
         if isinstance(outcome, Edit):
-            return outcome, []
+            return self._as_designed(orders, outcome, optimizer), []
         kept, refused = [], []
-        for growth in growths:
+        for order in orders:
             # together with those before it, not after them: the new slices are made for the shapes before the event
-            outcome = self._verified([*kept, growth], optimizer, inputs, before, flops)
+            outcome = self._verified([*kept, order], optimizer, inputs, before, flops)
             if isinstance(outcome, Edit):
                 self._take_back()
-                kept.append(growth)
+                kept.append(order)
             else:
-                refused.append(Refusal(growth.site.name, growth.site.width, outcome, growth.site.location))
+                refused.append(Refusal(order.site.name, order.site.width, outcome, order.site.location))
         if not kept:
             raise SurgeryError(f"the growth event was rolled back, for {first}\n{describe_refusals(refused)}")
         edit = self._verified(kept, optimizer, inputs, before, flops)
         assert isinstance(edit, Edit), "it was verified a moment ago"
         self._give_up(refused)
-        return edit, refused
+        return self._as_designed(kept, edit, optimizer), refused
 
     def _verified(
-        self, growths: Sequence[Growth], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look, flops: int
+        self, orders: Sequence[_Order], optimizer: torch.optim.Optimizer, inputs: Inputs, before: _Look, flops: int
     ) -> Edit | str:
         graph_flops = self.sites.graph.flops()
         try:
-            self._open = grow(self.model, growths, optimizer=optimizer)
+            self._open = self._carry_out([order.kept for order in orders], optimizer)
         except SurgeryError as error:
+            self._take_back()
             return f"surgery cannot widen it: {error}"
         # one pass in eval and one in train mode; what the graph leaves out does not change with the widths
         self._flops_verifying += 2 * (flops + self.sites.graph.flops() - graph_flops)
@@ -358,6 +368,21 @@ class GrowthController:
             f"it changed the outputs by {change.worst:.2e} of their size, "
             f"more than growth.tolerance {self.settings.tolerance:g}"
         )
+
+    def _as_designed(self, orders: Sequence[_Order], verified: Edit, optimizer: torch.optim.Optimizer) -> Edit:
+        """The same event with the values of units that were verified while silent."""
+        if all(order.initializer.preserves for order in orders):
+            return verified
+        self._take_back()
+        self._open = self._carry_out(orders, optimizer)
+        self.compute.place(self.model)
+        align_state(optimizer)
+        return self._open
+
+    def _carry_out(self, orders: Sequence[_Order], optimizer: torch.optim.Optimizer) -> Edit:
+        self._rewriting.write(self.model, {order.site.name: order.extended.rewrites for order in orders})
+        growths = [Growth(order.site, order.num_new, Extension(order.extended.values)) for order in orders]
+        return grow(self.model, growths, optimizer=optimizer)
 
     def _look(self, inputs: Inputs, targets: Tensor) -> _Look:
         with untouched(self.model), torch.no_grad():
@@ -384,6 +409,23 @@ class _Undone(Exception):
 
 
 @dataclass(frozen=True)
+class _Order:
+    """What is to be done at one site, and by whom."""
+
+    site: GrowthSite
+    num_new: int
+    initializer: Initializer
+    extended: Extended
+
+    @property
+    def kept(self) -> _Order:
+        """What of it keeps the function: all, or that with silent units where the function is to change."""
+        if self.initializer.preserves:
+            return self
+        return replace(self, extended=self.extended.silenced(self.site, self.num_new))
+
+
+@dataclass(frozen=True)
 class _Look:
     observation: Observation
     loss: float
@@ -407,7 +449,15 @@ def _frozen(model: nn.Module, site: GrowthSite) -> Refusal | None:
     return Refusal(site.name, site.width, reason, site.location)
 
 
-def _describe(record: EditRecord, initializer: str, extended: Extended) -> SiteGrowth:
+def _describe(record: EditRecord, order: _Order) -> SiteGrowth:
+    extended, initializer = order.extended, order.initializer
     return SiteGrowth(
-        record.site, record.old_width, record.new_width, initializer, extended.form, extended.reason, extended.facts
+        record.site,
+        record.old_width,
+        record.new_width,
+        initializer.name,
+        extended.form,
+        extended.reason,
+        extended.facts,
+        initializer.preserves,
     )

@@ -20,6 +20,7 @@ class SiteGrowth:
     Attributes:
         initializer, form, reason: how the new units began, and why in that form.
         facts: the initializer's numbers.
+        preserves: False where the initializer changes the function by design; with silent units it was kept.
     """
 
     site: str
@@ -29,6 +30,7 @@ class SiteGrowth:
     form: str
     reason: str
     facts: Mapping[str, Any]
+    preserves: bool = True
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class GrowthEvent:
         step: after how many optimizer steps.
         grown: per site what happened.
         refused: sites given up at this event, with the reason.
-        change: relative change of the outputs in fp32, eval and train mode.
+        change: relative change of the outputs in fp32, eval and train mode; above `growth.tolerance` only where a site
+            in `grown` does not preserve the function.
         change_at_precision: the same under the run's autocast, eval mode; recorded, not gated; None in fp32.
         loss_before, loss_after: data loss on the growth batch, eval mode.
         params_before, params_after, flops_before, flops_after: of the model; FLOPs forward per sample.

@@ -113,7 +113,9 @@ class ConsoleReport(Observer):
     def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
         lines = list(dict.fromkeys(decision.reason for decision in event.decisions))
         lines += [
-            f"{g.site}: {g.old_width} -> {g.new_width}   {g.initializer}, {g.form}" + _notes(g.reason, g.facts)
+            f"{g.site}: {g.old_width} -> {g.new_width}   {g.initializer}, {g.form}"
+            + ("" if g.preserves else ", changes the function by design")
+            + _notes(g.reason, g.facts)
             for g in event.grown
         ]
         lines += [f"{r.name}: given up, {r.reason}" for r in event.refused]

@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import torch
 
-from growkit.config.growth import RandomSettings, ZeroSettings
+from growkit.config.growth import InitializerSettings, RandomSettings, ZeroSettings
 from growkit.graph import GrowthSite
 from growkit.growth.base import Extended, Initializer
 from growkit.growth.initializers.forms import choose_form
-from growkit.growth.initializers.norms import gaussian_slices
+from growkit.growth.initializers.norms import Draw, random_slices
 from growkit.growth.statistics import Measurement
 
-__all__ = ["GaussianRandom", "ZeroFanOut"]
+__all__ = ["GaussianRandom", "ZeroFanOut", "one_sided"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,7 @@ class GaussianRandom(Initializer):
         return None
 
     def extend(self, site: GrowthSite, num_new: int, measurement: Measurement, generator: torch.Generator) -> Extended:
-        form, reason = choose_form(self.settings.form, site, measurement)
-        side = "consumer" if form == "zero_fan_in" else "live"
-        return Extended(gaussian_slices(site, num_new, side, measurement, self.settings, generator), form, reason)
+        return one_sided(self.settings.form, site, num_new, measurement, self.settings, generator)
 
 
 @dataclass(frozen=True)
@@ -48,5 +46,19 @@ class ZeroFanOut(Initializer):
         return None
 
     def extend(self, site: GrowthSite, num_new: int, measurement: Measurement, generator: torch.Generator) -> Extended:
-        form, reason = choose_form("zero_fan_out", site, measurement)
-        return Extended(gaussian_slices(site, num_new, "live", measurement, self.settings, generator), form, reason)
+        return one_sided("zero_fan_out", site, num_new, measurement, self.settings, generator)
+
+
+def one_sided(
+    wanted: str,
+    site: GrowthSite,
+    num_new: int,
+    measurement: Measurement,
+    settings: InitializerSettings,
+    generator: torch.Generator,
+    draw: Draw = torch.randn,
+) -> Extended:
+    """Random directions on the side that the form leaves free; arguments as of `choose_form` and `random_slices`."""
+    form, reason = choose_form(wanted, site, measurement)
+    side = "consumer" if form == "zero_fan_in" else "live"
+    return Extended(random_slices(site, num_new, side, measurement, settings, generator, draw), form, reason)

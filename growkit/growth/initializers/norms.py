@@ -1,33 +1,43 @@
-"""How long a new slice is, and Gaussian slices of that length."""
+"""How long a new slice is, and random slices of that length."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from growkit.config.growth import InitializerSettings
+from growkit.config.growth import NormSettings
 from growkit.graph import GrowthSite, TensorEdit
 from growkit.growth.statistics import Measurement
 
-__all__ = ["gaussian_slices", "scaled", "slice_norm"]
+__all__ = ["Draw", "mean_norm", "random_slices", "scaled", "slice_norm"]
+
+Draw = Callable[..., Tensor]
+"""torch.randn or torch.rand: (shape, generator=) -> directions."""
 
 
-def slice_norm(tensor: Tensor, dim: int, settings: InitializerSettings) -> float:
+def slice_norm(tensor: Tensor, dim: int, settings: NormSettings) -> float:
     """L2 norm that a new slice of `tensor` along `dim` shall have.
 
-    norm mean: `scale` times the mean norm of the existing slices (Evci et al. 2022). Where those are all zero (a
-    zero-initialised layer) the norm a Kaiming-initialised slice would have takes their place, for a unit that is zero
-    on both sides never learns. norm fixed: `scale` itself.
+    norm mean: `scale` times the mean norm of the existing slices (Evci et al. 2022), see `mean_norm`. norm fixed:
+    `scale` itself.
     """
-    if settings.norm == "fixed":
-        return settings.scale
+    return settings.scale if settings.norm == "fixed" else settings.scale * mean_norm(tensor, dim)
+
+
+def mean_norm(tensor: Tensor, dim: int) -> float:
+    """The mean L2 norm of the slices of `tensor` along `dim`.
+
+    Where those are all zero (a zero-initialised layer) the norm a Kaiming-initialised slice would have takes their
+    place, for a unit that is zero on both sides never learns.
+    """
     existing = tensor.transpose(0, dim).flatten(1).norm(dim=1).mean().item() if tensor.dim() > 1 else 0.0
     if existing == 0.0:
         fan_in = max(1, tensor[0].numel())
         existing = math.sqrt(2.0 / fan_in * tensor.numel() / tensor.shape[dim])
-    return settings.scale * existing
+    return existing
 
 
 def scaled(slices: Tensor, dim: int, norm: float) -> Tensor:
@@ -38,15 +48,16 @@ def scaled(slices: Tensor, dim: int, norm: float) -> Tensor:
     return slices * (norm / lengths.clamp_min(torch.finfo(slices.dtype).tiny)).view(view)
 
 
-def gaussian_slices(
+def random_slices(
     site: GrowthSite,
     num_new: int,
     side: str,
     measurement: Measurement,
-    settings: InitializerSettings,
+    settings: NormSettings,
     generator: torch.Generator,
+    draw: Draw = torch.randn,
 ) -> dict[tuple[str, int], Tensor]:
-    """Gaussian directions for one side of a site's new units, on every weight of that side.
+    """Random directions for one side of a site's new units, on every weight of that side.
 
     Biases stay zero, unless they are all that could wake the units: where one weight makes the units and reads them (an
     autoencoder with tied weights), it must be zero, and units that are zero on both sides would never learn.
@@ -59,6 +70,7 @@ def gaussian_slices(
         measurement: gives the existing weights.
         settings: how long a slice is.
         generator: source of the directions.
+        draw: torch.randn for Gaussian directions, torch.rand for U[0, 1).
     """
     values: dict[tuple[str, int], Tensor] = {}
     live = [edit for edit in site.tensor_edits(num_new) if not edit.pass_through and edit.kind == "parameter"]
@@ -70,7 +82,7 @@ def gaussian_slices(
         assert index is not None
         shape = list(tensor.shape)
         shape[dim] = int((index < 0).sum())
-        slices = torch.randn(shape, generator=generator).to(tensor)
+        slices = draw(shape, generator=generator).to(tensor)
         values[edit.names[0], dim] = scaled(slices, dim, slice_norm(tensor, dim, settings)) if weights else 0.1 * slices
     return values
 

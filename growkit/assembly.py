@@ -23,6 +23,7 @@ from growkit.growth.base import Clock
 from growkit.growth.controller import GrowthController
 from growkit.growth.plan import GrowthPlan
 from growkit.growth.policy import Policy
+from growkit.growth.prospector import Prospector
 from growkit.growth.statistics import Loss
 from growkit.losses import build_loss
 from growkit.models import build_model, check_output
@@ -133,6 +134,16 @@ def _fit(
         controller = GrowthController(model, sites, config.growth, loss, compute, streams.generator("growth"))
         _give_up_complex(controller)
         controller.prepare(Inputs((data.example(TRIAL_SAMPLES),)))
+        controller.measure = Prospector(
+            model=model,
+            sites=lambda: [site for site in controller.tracked if site.width < controller.targets[site.name]],
+            data=data,
+            loss=loss,
+            initializer=config.growth.initializer,
+            batch_size=getattr(config.growth.initializer, "batch_size", config.train.batch_size),
+            stream=Streams(streams.seed_of("growth")).generator("growth"),  # so that asking changes no event
+            channels_last=compute.channels_last,
+        )
         _check_policy(controller, clock, validates=len(data.split("validate")) > 0)
         _check_budget(controller, clock, example)
         plan = controller.plan(clock)

@@ -67,9 +67,9 @@ def test_sites_within_the_noise_are_passed_over_and_where_all_are_growth_ends() 
     seen = of(a=one_prospect(2.0, noise=3.0), b=one_prospect(1.0), c=one_prospect(0.5, noise=0.5))
     chosen = selector.select(site_states(), history_at(7), seen)
     assert not isinstance(chosen, Nothing) and list(chosen) == ["b"]
-    seen = of(a=one_prospect(2.0, noise=3.0), b=one_prospect(1.0, noise=1.25), c=one_prospect(noise=0.5))
+    seen = of(a=one_prospect(2.0, noise=3.0), b=one_prospect(1.0, noise=0.75), c=one_prospect(noise=0.5))
     assert selector.select(site_states(), history_at(7), seen) == Nothing(
-        "no site has a gain above its noise floor: b 1 of 1.25, c 0 of 0.5, a 2 of 3",
+        "no site has a gain above its noise floor: b 1 of 1.5, c 0 of 1, a 2 of 6",
         {"a": 2.0, "b": 1.0, "c": 0.0},
         ends=True,
     )

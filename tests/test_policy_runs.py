@@ -362,3 +362,21 @@ def test_settings_of_policies_come_back_from_their_record() -> None:
         when=GainSettings(), where=LargestGainSettings(), how_many=FixedSettings(), budget=BudgetSettings(latency_ms=2)
     )
     assert GrowthSettings.model_validate(settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize(
+    "growth",
+    [
+        {"where": {"name": "largest_gain", "factor": 0.1}},
+        {"how_many": {"name": "rank_threshold", "factor": 0.1}},
+        {"when": {"name": "rank", "share": 0.01, "factor": 0.1}},
+        {"when": {"name": "gain"}, "where": {"name": "largest_gain", "factor": 0.1}},
+    ],
+    ids=str,
+)
+def test_policies_are_told_what_growth_promises(growth: dict[str, Any], tmp_path: Path) -> None:
+    result = quick_run(tmp_path, **growth)
+    assert result.result["other_flops"]["growth"] > 0
+    assert lines(result, "growth") or lines(result, "no_growth")
+    for event in lines(result, "growth"):
+        assert all(decision["reason"] and decision["scores"] for decision in event["decisions"])

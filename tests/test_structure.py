@@ -37,7 +37,7 @@ FLOORS = [
         "growth.plan",
         "train",
     ],
-    ["growth.controller"],
+    ["growth.controller", "growth.prospector"],
     ["report"],
     ["checkpoint"],
     ["assembly"],

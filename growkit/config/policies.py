@@ -149,11 +149,13 @@ class LargestGainSettings(Settings):
     """The sites grow whose next unit promises most; those whose gain is within the noise do not.
 
     The promise is what the unit adds to the squared gradient norm. per: what it is divided by: the forward FLOPs or the
-    parameters that the unit costs, or nothing (unit). sites_per_event: how many sites grow at an event.
+    parameters that the unit costs, or nothing (unit). factor: a gain counts where it is above so many times what
+    batches give by chance. sites_per_event: how many sites grow at an event.
     """
 
     name: Literal["largest_gain"] = "largest_gain"
     per: Literal["flops", "params", "unit"] = "flops"
+    factor: Positive = 2.0
     sites_per_event: Count = 1
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from growkit.cost import BACKWARD_AND_FORWARD
 from growkit.graph import GrowthSite
 from growkit.growth.history import Clock, EpochRecord, GrowthRecord, History
 
@@ -110,12 +111,14 @@ class Prospects:
         sites: by name; those that could not be measured are left out.
         gradient: squared norm of the gradient of all present parameters on the same batches.
         samples: in those batches. flops: forward, per sample, of the model.
+        passes: forward passes over the samples that measuring took, a backward pass counted as two.
     """
 
     sites: Mapping[str, Prospect]
     gradient: float
     samples: int
     flops: int
+    passes: float = float(BACKWARD_AND_FORWARD)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from growkit.cost import BACKWARD_AND_FORWARD
 from growkit.errors import UserInputError
 from growkit.growth.base import History, Nothing, Prospects, SiteState, Why
 from growkit.growth.limits import Limits
@@ -81,7 +80,7 @@ class Decider:
         def measured() -> Prospects:
             assert measure is not None, "a policy that needs prospects is refused where none can be measured"
             prospects = measure()
-            self._flops += BACKWARD_AND_FORWARD * prospects.samples * prospects.flops
+            self._flops += round(prospects.passes * prospects.samples * prospects.flops)
             missing = [site.name for site in sites if site.room > 0 and site.name not in prospects.sites]
             if missing:
                 parts, names = " and ".join(self.policy.by_prospects), ", ".join(missing)

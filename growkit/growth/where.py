@@ -49,8 +49,8 @@ class LargestGain(SiteSelector):
     """The sites whose next unit promises most grow.
 
     A unit made with slices of norm n adds n^2 s^2 to the squared gradient norm, s^2 being the site's largest gain; that
-    is divided by what the unit costs. Sites whose largest gain is within the noise are passed over; where all are, no
-    growth pays any more.
+    is divided by what the unit costs. Sites whose largest gain is within `factor` times the noise are passed over;
+    where all are, no growth pays any more.
     """
 
     settings: LargestGainSettings = LargestGainSettings()
@@ -60,11 +60,10 @@ class LargestGain(SiteSelector):
         self, sites: Sequence[SiteState], history: History, prospects: Prospects | None = None
     ) -> Mapping[str, Why] | Nothing:
         assert prospects is not None
-        scores = {
-            site.name: self._score(prospects.sites[site.name]) for site in sites if prospects.sites[site.name].above(1)
-        }
+        factor, found = self.settings.factor, prospects.sites
+        scores = {site.name: self._score(found[site.name]) for site in sites if found[site.name].above(factor)}
         if not scores:
-            return within_noise([site.name for site in sites], prospects)
+            return within_noise([site.name for site in sites], prospects, factor)
         ranked = sorted(scores, key=lambda name: -scores[name])
         per = "" if self.settings.per == "unit" else f" per {self.settings.per}"
         others = f", next {ranked[1]} {scores[ranked[1]]:.3g}" if len(ranked) > 1 else ""

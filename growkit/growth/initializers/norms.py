@@ -10,9 +10,9 @@ from torch import Tensor
 
 from growkit.config.growth import NormSettings
 from growkit.graph import GrowthSite, TensorEdit
-from growkit.growth.statistics import Measurement
+from growkit.growth.statistics import Measurement, unit_layout
 
-__all__ = ["Draw", "mean_norm", "random_slices", "scaled", "slice_norm"]
+__all__ = ["Draw", "fan_out_norm", "mean_norm", "random_slices", "scaled", "slice_norm"]
 
 Draw = Callable[..., Tensor]
 """torch.randn or torch.rand: (shape, generator=) -> directions."""
@@ -38,6 +38,12 @@ def mean_norm(tensor: Tensor, dim: int) -> float:
         fan_in = max(1, tensor[0].numel())
         existing = math.sqrt(2.0 / fan_in * tensor.numel() / tensor.shape[dim])
     return existing
+
+
+def fan_out_norm(site: GrowthSite, measurement: Measurement, settings: NormSettings) -> float:
+    """L2 norm of all that reads a new unit of `site`, whose slices are as long as the settings say."""
+    parts = unit_layout(site, 1).fan_out
+    return math.sqrt(sum(slice_norm(measurement.tensor(part.name), part.dim, settings) ** 2 for part in parts))
 
 
 def scaled(slices: Tensor, dim: int, norm: float) -> Tensor:

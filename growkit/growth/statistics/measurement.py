@@ -65,8 +65,9 @@ class Measurement:
     sites: tuple[GrowthSite, ...]
     more: tuple[tuple[Inputs, Tensor], ...] = ()
     forwards: float = 0.0
-    _calls: list[dict[str, Call]] | None = field(default=None, repr=False)
-    _activations: dict[str, ActivationFacts] | None = field(default=None, repr=False)
+    _calls: list[dict[str, Call]] | None = field(default=None, init=False, repr=False)
+    _square: float = field(default=0.0, init=False, repr=False)
+    _activations: dict[str, ActivationFacts] | None = field(default=None, init=False, repr=False)
 
     def tensor(self, name: str) -> Tensor:
         """The present values of a parameter."""
@@ -89,6 +90,11 @@ class Measurement:
             return first
         matrices = torch.stack([first.matrix, *(one.matrix for one in others)])
         return replace(first, matrix=matrices.mean(0))
+
+    def gradient_square(self) -> float:
+        """Squared norm of the gradient of all present parameters, of the mean loss over the batches."""
+        self._all_calls()
+        return self._square
 
     def gradient_operator(self, site: GrowthSite) -> GradientOperator:
         """The same matrix by its products, for sizes whose entries nobody wants to see.
@@ -202,21 +208,24 @@ class Measurement:
             gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
             self.model.zero_grad(set_to_none=True)
             try:
-                self._calls = [self._pass(self.model, batch, names) for batch in self._batches]
+                self._calls = [self._pass(self.model, batch, names) for batch in self.batches]
+                found = [one.grad.square().sum() for one in self.model.parameters() if one.grad is not None]
+                self._square = float(sum(found)) / len(self.batches) ** 2
             finally:
                 for parameter, gradient in gradients:
                     parameter.grad = gradient
         return self._calls
 
     @property
-    def _batches(self) -> list[tuple[Inputs, Tensor]]:
+    def batches(self) -> list[tuple[Inputs, Tensor]]:
+        """Inputs and targets of all growth batches."""
         return [(self.inputs, self.targets), *self.more]
 
     def _backward(self, model: nn.Module) -> None:
         """Gradients of the mean loss over the batches, in a copy of the model."""
         model.zero_grad(set_to_none=True)
-        for batch in self._batches:
-            self._pass(model, batch, share=1.0 / len(self._batches))
+        for batch in self.batches:
+            self._pass(model, batch, share=1.0 / len(self.batches))
 
     def _pass(
         self, model: nn.Module, batch: tuple[Inputs, Tensor], watched: Iterable[str] = (), share: float = 1.0

@@ -17,7 +17,7 @@ from growkit.compare.baselines import derive
 from growkit.compare.figure import _common
 from growkit.config import load_config
 from growkit.errors import TrainingError, UserInputError
-from growkit.growth import controller
+from growkit.growth.controller import GrowthController
 
 Write = Callable[[str], Path]
 
@@ -148,11 +148,11 @@ def test_arms_shorter_than_their_growth_are_told(runs: InProcess, tmp_path: Path
 @pytest.fixture
 def unforeseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Growth of GradMax depends on training, as far as anyone knows beforehand."""
-    known = controller.plan_growth
+    known = GrowthController.plan
     monkeypatch.setattr(
-        controller,
-        "plan_growth",
-        lambda settings, *rest: None if settings.initializer.name == "gradmax" else known(settings, *rest),
+        GrowthController,
+        "plan",
+        lambda self, clock: None if self.settings.initializer.name == "gradmax" else known(self, clock),
     )
 
 

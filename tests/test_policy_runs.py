@@ -278,14 +278,14 @@ def test_growth_ends_where_no_gain_is_above_the_noise() -> None:
     assert not run.controller.due(run.history)
     (note,) = run.controller.take_notes()
     assert note.ends and run.history.ended == note.reason
-    assert note.reason == "no site has a gain above its noise floor: 0 0.4 of 0.5, 2 0.3 of 0.5, 4 0.2 of 0.5"
+    assert note.reason == "no site has a gain above its noise floor: 0 0.4 of 1, 2 0.3 of 1, 4 0.2 of 1"
     run.controller.measure = None  # nothing asks any more
     run.history.step = 2
     assert not run.controller.due(run.history) and not run.controller.take_notes()
 
 
 def test_sites_that_could_not_be_measured_are_passed_over_and_noted_once() -> None:
-    run = asking(told(site0=1.0))
+    run = asking(told(site0=2.0))
     for step in (1, 2):
         run.history.step = step
         assert run.controller.due(run.history)

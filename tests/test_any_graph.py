@@ -272,3 +272,25 @@ def test_over_several_batches_the_map_is_that_of_their_mean_loss() -> None:
     more = ((Inputs((x[6:],)), TARGETS[6:]),)
     pooled = Measurement(model, F.cross_entropy, Inputs((x[:6],)), TARGETS[:6], (site,), more)
     assert torch.allclose(pooled.fan_map(site).matrix, measurement.fan_map(site).matrix, atol=1e-15)
+
+
+class Recurrent(nn.Module):
+    """An LSTM over tokens, read at the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(5, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def test_the_hidden_width_of_an_lstm_grows_and_learns() -> None:
+    model, site, measurement = measured(Recurrent(), TOKENS, "lstm")
+    before, layout = observe(model, measurement.inputs), unit_layout(site, 2)
+    extended = GradMax().extend(site, 2, measurement, torch.Generator().manual_seed(0))
+    edit = grow(model, [Growth(site, 2, Extension(extended.values))])
+    assert extended.form == "zero_fan_in" and len(extended.facts["sigma"]) == 2
+    assert function_change(before, observe(model, measurement.inputs)).worst <= 1e-12
+    learns_everywhere(model, layout, measurement)
+    edit.undo()

@@ -318,11 +318,11 @@ def test_zero_fan_out_takes_the_units_with_the_largest_measured_gradient() -> No
     site, measurement = measured(mlp(nn.ReLU()), torch.randn(40, 5))
     extended = GradMax().extend(site, 2, measurement, generator())
     assert extended.form == "zero_fan_out" and set(extended.values) == {("0.weight", 0), ("0.bias", 0)}
-    mine = measurement.response(site, dict(extended.values)).square().sum()
+    mine = measurement.response(site, extended.values, 2).square().sum()
     rivals = []
     for seed in range(10):
         values = GaussianRandom().extend(site, 2, measurement, generator(seed)).values
-        rivals.append(measurement.response(site, dict(values)).square().sum())
+        rivals.append(measurement.response(site, values, 2).square().sum())
     assert mine > torch.stack(rivals).mean()
 
 

@@ -133,7 +133,7 @@ class _Drawer:
         self._wake(candidates, fan_map, components)
         many, new = unit_layout(self.site, count), unit_layout(self.site, num_new)
         tried = self._typed(slices_of(candidates, many.fan_in) | _filters(many))
-        best = self.measurement.response_of(self.site, tried, count).cpu().topk(num_new).indices
+        best = self.measurement.response(self.site, tried, count).cpu().topk(num_new).indices
         facts = _facts(sigma, missing) if components else {"best_of": count}
         values = self._typed(slices_of(candidates[best], new.fan_in) | _filters(new))
         return Extended(values, "zero_fan_out", reason, facts)

@@ -103,7 +103,7 @@ class GradMax(Initializer):
         values = {(site.chain.producer, 0): weights.reshape(-1, *gradient.fan_in_shape)}
         if bias is not None:
             values[bias, 0] = candidates[:, -1]
-        best = _distinct(measurement.response(site, values)).topk(num_new).indices
+        best = _distinct(measurement.response(site, values, 2 * num_new)).topk(num_new).indices
         return {key: slices[best] for key, slices in values.items()}
 
 

@@ -48,12 +48,10 @@ class FanMap:
     Attributes:
         matrix: M [R, S] with dL/dw_in = M^T w_out.
         layout: of one unit: its parts in the order of rows and columns.
-        shift: of the units' pre-activations at which it was measured.
     """
 
     matrix: Tensor
     layout: UnitLayout
-    shift: float
 
     def components(self) -> list[Component]:
         """The blocks of the matrix, by parts; parts that nothing depends on are in none."""
@@ -92,11 +90,11 @@ def measure_fan_map(model: nn.Module, site: GrowthSite, backward: Backward, shif
     """
     one = unit_layout(site, 1)
     size = sum(part.numel for part in one.fan_out)
-    rows, kind = [], model.get_parameter(one.fan_out[0].name)
+    rows, kind, patient = [], model.get_parameter(one.fan_out[0].name), copy_of(model)
     for start in range(0, size, TOGETHER):
         probes = torch.eye(size, dtype=kind.dtype)[start : start + TOGETHER]
-        rows.append(_gradients(copy_of(model), site, probes, backward, shift))
-    return FanMap(torch.cat(rows), one, shift)
+        rows.append(_gradients(patient, site, probes, backward, shift))
+    return FanMap(torch.cat(rows), one)
 
 
 def _gradients(model: nn.Module, site: GrowthSite, probes: Tensor, backward: Backward, shift: float) -> Tensor:

@@ -147,20 +147,6 @@ class Measurement:
             self._activations = self._probe_activations([s for s in self.sites if s.chain is not None])
         return self._activations[site.name]
 
-    def response(self, site: GrowthSite, fan_in: dict[tuple[str, int], Tensor]) -> Tensor:
-        """Gradient norms of the zero fan-out of units with the given fan-in, measured on a copy: [K]."""
-        assert site.chain is not None
-        model = copy_of(self.model)
-        count = next(iter(fan_in.values())).shape[0]
-        edit = grow(model, [Growth(site, count, Extension(fan_in))])
-        try:
-            self._backward(model)
-            gradient = model.get_parameter(site.chain.consumer).grad
-            assert gradient is not None
-            return gradient[:, -count:].transpose(0, 1).flatten(1).norm(dim=1)
-        finally:
-            edit.undo()
-
     def fan_map(self, site: GrowthSite, shift: float = 0.0) -> FanMap:
         """The gradient matrix of any site, through whatever stands between; see `measure_fan_map`.
 
@@ -188,7 +174,7 @@ class Measurement:
         finally:
             edit.undo()
 
-    def response_of(self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int) -> Tensor:
+    def response(self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int) -> Tensor:
         """Gradient norms of the zero fan-out of `count` units with the given fan-in, measured on a copy: [count]."""
         model, layout = copy_of(self.model), unit_layout(site, count)
         edit = grow(model, [Growth(site, count, Extension(values))])

@@ -195,7 +195,7 @@ class Measurement:
             self.model.zero_grad(set_to_none=True)
             try:
                 self._calls = [self._pass(self.model, batch, names) for batch in self.batches]
-                found = [one.grad.square().sum() for one in self.model.parameters() if one.grad is not None]
+                found = [one.grad.abs().square().sum() for one in self.model.parameters() if one.grad is not None]
                 self._square = float(sum(found)) / len(self.batches) ** 2
             finally:
                 for parameter, gradient in gradients:

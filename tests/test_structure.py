@@ -37,6 +37,7 @@ FLOORS = [
         "growth.plan",
         "train",
     ],
+    ["growth.candidates", "growth.operation"],
     ["growth.controller", "growth.prospector"],
     ["report"],
     ["checkpoint"],

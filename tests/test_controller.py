@@ -256,7 +256,7 @@ def test_a_model_that_is_frozen_throughout_says_so() -> None:
 
 
 def test_verifying_is_paid_for() -> None:
-    """An event without measurements: 3 looks before, 2 passes per attempt at the widths of the attempt, and the loss."""
+    """An event without measurements: 3 looks before, 2 passes per attempt at its widths, and the loss after."""
     run = start(Chain).prepare()
     run.controller.initializer = Careless(())
     event = run.grow()

@@ -14,7 +14,6 @@ RANK_TOLERANCE = 1e-5  # singular values below this share of the largest count a
 NARROWEST = 16  # vectors in a block
 MISSED = 7e-4  # largest share of the energy, by estimate, that may be left
 ROUNDING = 1e-6  # share of the energy that is no gain
-CANCELLED = 0.1  # share of a vector below which its rounding shows
 
 
 class Products(Protocol):
@@ -74,7 +73,7 @@ def top_singular_of(
     """
     rows, columns = products.shape
     width, confirmed = max(NARROWEST, count // 4), False
-    basis, images = like.new_zeros(rows, 0), list[Tensor]()  # Q, M^T Q in float64
+    basis, images = like.new_zeros(rows, 0), [like.new_zeros(columns, 0).double()]  # Q, M^T Q
     gram, energies = like.new_zeros(0, 0, dtype=torch.float64), list[float]()
 
     def fresh() -> Tensor:
@@ -105,14 +104,10 @@ def top_singular_of(
 def _orthonormal(vectors: Tensor, basis: Tensor) -> Tensor:
     """Orthonormal columns for what `vectors` [R, K] add to the span of an orthonormal `basis`: [R, at most K]."""
     vectors = vectors[:, : basis.shape[0] - basis.shape[1]]
-    scale, least = float(vectors.norm(dim=0).max()) if vectors.numel() else 0.0, 100 * torch.finfo(vectors.dtype).eps
-    while vectors.shape[1]:
+    least = 100 * torch.finfo(vectors.dtype).eps * float(vectors.norm())
+    for _ in range(2):  # once leaves the rounding of what was taken off, which would grow from block to block
         vectors, triangle = torch.linalg.qr(vectors - basis @ (basis.T @ vectors))
-        new = triangle.diagonal().abs()
-        vectors = vectors[:, new > least * scale]
-        if float(new.min()) > CANCELLED * scale:
-            break
-        scale, least = 1.0, CANCELLED  # what was nearly cancelled holds the rounding of what was taken off
+        vectors, least = vectors[:, triangle.diagonal().abs() > least], 0.5
     return vectors
 
 

@@ -144,6 +144,8 @@ class _Subject:
 class _Network(_Subject):
     """The seed with its sites, the full network, and one batch."""
 
+    size: NetworkSize
+
     def __init__(self, size: NetworkSize):
         super().__init__(size)
         settings, shape = WrnSettings(depth=size.depth, width=size.width, norm=size.norm), (3, size.pixels, size.pixels)
@@ -169,7 +171,8 @@ class _Network(_Subject):
         after = self._time("verification after", lambda: observe(self.seed, self._inputs))
         edit.undo()
         self.change = function_change(before, after).worst
-        self._time("plain event", self._plain)
+        if self.size.norm == "none":  # with one, the formula is another
+            self._time("plain event", self._plain)
 
     @property
     def _inputs(self) -> Inputs:
@@ -324,9 +327,11 @@ def render_growth(result: dict[str, Any]) -> str:
         subjects = result[kind]
         lines += [f"| {kind} | {' | '.join(subjects)} | goal |", "|---" * (len(subjects) + 2) + "|"]
         for name in next(iter(subjects.values()))["cpu_seconds"]:
-            lines.append(_row(f"{name}, ms", [_spread(one["cpu_seconds"][name]) for one in subjects.values()]))
+            cells = [_spread(one["cpu_seconds"].get(name)) for one in subjects.values()]
+            lines.append(_row(f"{name}, ms", cells))
         for name, unit, goal in goals:
-            cells = [f"{_total(one, name) / _total(one, unit):.2f}" for one in subjects.values()]
+            ratios = [_total(one, name) / _total(one, unit) for one in subjects.values()]
+            cells = [_or_none(ratio or None, ".2f") for ratio in ratios]
             lines.append(_row(f"{name} / {unit}", cells, goal))
         for what in ("step", "event"):
             cells = [_or_none(one["peak_mb"][what], ",.0f") for one in subjects.values()]
@@ -363,7 +368,9 @@ def _row(title: str, cells: list[str], goal: str = "") -> str:
     return f"| {title} | {' | '.join(cells)} | {goal} |"
 
 
-def _spread(seconds: dict[str, float]) -> str:
+def _spread(seconds: dict[str, float] | None) -> str:
+    if seconds is None:
+        return ""
     low, middle, high = (1e3 * seconds[key] for key in ("p25", "median", "p75"))
     return f"{middle:,.0f} ({low:,.0f}-{high:,.0f})"
 

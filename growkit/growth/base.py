@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "GrowthRecord",
     "History",
     "Initializer",
+    "Later",
     "Nothing",
     "Prospect",
     "Prospects",
@@ -227,6 +229,31 @@ class Allocator(ABC):
         """
 
 
+class Later(Mapping[tuple[str, int], Tensor]):
+    """New slices that are chosen when the first of them is asked for, so that sites can be measured together.
+
+    Args:
+        choose: gives them, while the model is as it was when the initializer was asked.
+        places: (tensor name, dimension) of each.
+    """
+
+    def __init__(self, choose: Callable[[], Mapping[tuple[str, int], Tensor]], places: Iterable[tuple[str, int]]):
+        self._choose, self._places = choose, tuple(places)
+
+    @cached_property
+    def _chosen(self) -> Mapping[tuple[str, int], Tensor]:
+        return self._choose()
+
+    def __getitem__(self, place: tuple[str, int]) -> Tensor:
+        return self._chosen[place]
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 @dataclass(frozen=True)
 class Extended:
     """An initializer's answer for one site.
@@ -248,6 +275,10 @@ class Extended:
     reason: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     rewrites: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def chosen(self) -> Extended:
+        """With the slices that were left for `Later` chosen; for when all sites of an event have answered."""
+        return replace(self, values=dict(self.values))
 
     def silenced(self, site: GrowthSite, num_new: int) -> Extended:
         """What keeps the function at `site`, as it is before the event: no rewrites, and zeros where it needs them."""

@@ -25,7 +25,7 @@ from growkit.growth.operation import Look, Operation, Order, describe_growth, lo
 from growkit.growth.plan import GrowthPlan, plan_growth
 from growkit.growth.policy import Policy
 from growkit.growth.statistics import Loss, Measurement
-from growkit.surgery import EditRecord, Inputs, function_change, new_entries, untouched
+from growkit.surgery import EditRecord, Inputs, Observation, function_change, new_entries, untouched
 
 __all__ = ["GrowthController"]
 
@@ -209,7 +209,8 @@ class GrowthController:
         operation = self._operation
         edit, refused = operation.perform(orders, optimizer, inputs, before, flops)
         self.candidates.give_up(refused)
-        after, grown_flops, by_site = self._look(inputs, targets), self._flops(inputs), {o.site.name: o for o in orders}
+        after, grown_flops = self._look(inputs, targets, operation.seen), self._flops(inputs)
+        by_site = {order.site.name: order for order in orders}
         change = function_change(before.observation, after.observation)
         if change.worst == float("inf"):  # checked with silent units only, where the change is by design
             raise SurgeryError("the growth event was rolled back, for its new units make outputs that are not finite")
@@ -281,7 +282,7 @@ class GrowthController:
                 orders.append(self._order(site, decision.num_new, measurement))
             except GrowthWaits as reason:
                 waiting.append(Refusal(site.name, site.width, str(reason), site.location))
-        return orders, waiting
+        return [replace(order, extended=order.extended.chosen()) for order in orders], waiting
 
     def _order(self, site: GrowthSite, num_new: int, measurement: Measurement) -> Order:
         first, *others = [server for server in self._servers if server.refuses(site) is None]
@@ -293,8 +294,8 @@ class GrowthController:
             extended = others[0].extend(site, num_new, measurement, self.generator)
             return Order(site, num_new, others[0], replace(extended, reason=f"fallback, for {refused}"))
 
-    def _look(self, inputs: Inputs, targets: Tensor) -> Look:
-        return look_at(self.model, self.loss, self.compute, inputs, targets)
+    def _look(self, inputs: Inputs, targets: Tensor, seen: Observation | None = None) -> Look:
+        return look_at(self.model, self.loss, self.compute, inputs, targets, seen)
 
 
 class _Undone(Exception):

@@ -35,7 +35,7 @@ def measure_prospects(measurement: Measurement, norm_of: NormOf, flops: int) -> 
     Raises:
         TrainingError: a gradient is not finite.
     """
-    found = {}
+    found, square = {}, measurement.gradient_square()
     for site in measurement.sites:
         try:
             matrices = _matrices(measurement, site)
@@ -44,7 +44,7 @@ def measure_prospects(measurement: Measurement, norm_of: NormOf, flops: int) -> 
         found[site.name] = _prospect(matrices, site, norm_of(site, measurement))
     samples = sum(len(targets) for _, targets in measurement.batches)
     passes = measurement.forwards * len(measurement.targets) / samples
-    return Prospects(found, measurement.gradient_square(), samples, flops, passes)
+    return Prospects(found, square, samples, flops, passes)
 
 
 def _matrices(measurement: Measurement, site: GrowthSite) -> Tensor:

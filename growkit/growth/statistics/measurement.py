@@ -168,14 +168,14 @@ class Measurement:
             self._activations = self._probe_activations([s for s in self.sites if s.chain is not None])
         return self._activations[site.name]
 
-    def fan_map(self, site: GrowthSite, shift: float = 0.0) -> FanMap:
-        """The gradient matrix of any site, through whatever stands between; see `measure_fan_map`.
+    def fan_map(self, site: GrowthSite, shift: float = 0.0, probes: Tensor | None = None) -> FanMap:
+        """The gradient matrix of any site, through whatever stands between, or its products; see `measure_fan_map`.
 
         Raises:
             TrainingError: it is not finite.
             GrowthRefused: its units cannot be probed.
         """
-        found = measure_fan_map(self.model, site, self._gradients, shift)
+        found = measure_fan_map(self.model, site, self._gradients, shift, probes)
         _check_finite(found.matrix, site)
         return found
 

@@ -17,7 +17,7 @@ ROOT = Path(growkit.__file__).parent
 FLOORS = [
     ["errors"],
     ["config", "folders"],
-    ["rng", "device", "environment", "callables"],
+    ["rng", "device", "environment", "callables", "formulas"],
     ["data", "models", "optim", "cost", "graph", "schedule"],
     ["losses", "convolutions"],
     ["metrics", "surgery"],

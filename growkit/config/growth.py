@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from growkit.config.base import BY_NAME, Settings, named
+from growkit.config.depth import DepthSettings, Mode, misfit
 from growkit.config.policies import (
     AllSitesSettings,
     AnyAllocator,
@@ -28,6 +29,7 @@ __all__ = [
     "AnySelector",
     "AnyTrigger",
     "BudgetSettings",
+    "DepthSettings",
     "FireflySettings",
     "FixedSettings",
     "FractionOfSeedSettings",
@@ -256,6 +258,8 @@ Multiple = Annotated[float, AfterValidator(_is_multiple), Field(json_schema_extr
 class GrowthSettings(Settings):
     """The four questions, and the limits.
 
+    mode: what grows: the width of sites, the depth of places, or both (each event widens sites or deepens places, never
+    both at once). depth: how it grows in depth, for the last two.
     when: the trigger. where: the sites of an event. how_many: units a site gets. initializer: how they start.
     target: each site's final width: a multiple of its seed width, or widths by pattern of site names, in channels of
     what is named also where a unit is a head; sites that grow by whole copies of their units only take as many copies
@@ -265,6 +269,7 @@ class GrowthSettings(Settings):
     function by design (firefly, splitting, tiny) the change with silent new units, before those are given their values.
     """
 
+    mode: Mode = "width"
     when: AnyTrigger = PeriodicSettings()
     where: AnySelector = AllSitesSettings()
     how_many: AnyAllocator = FractionOfSeedSettings()
@@ -272,8 +277,15 @@ class GrowthSettings(Settings):
     fallback: AnyInitializer | None = None
     target: Multiple | dict[str, Annotated[int, Field(ge=1)]] = 4.0
     sites: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("*",)
+    depth: DepthSettings = DepthSettings()
     budget: BudgetSettings = BudgetSettings()
     tolerance: Positive = 1e-5
+
+    @model_validator(mode="after")
+    def _settings_fit_the_mode(self) -> Self:
+        if (problem := misfit(self)) is not None:
+            raise ValueError(problem)
+        return self
 
     @model_validator(mode="after")
     def _pace_has_a_budget_and_an_end(self) -> Self:

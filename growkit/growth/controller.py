@@ -14,18 +14,32 @@ from growkit.config.growth import GrowthSettings
 from growkit.cost import LATENCY_CALLS, Flops, count_flops, count_params, measure_latency
 from growkit.device import ComputePolicy
 from growkit.errors import GrowthRefused, GrowthWaits, SurgeryError, UserInputError
-from growkit.graph import GrowthSite, Refusal, Sites
-from growkit.growth.base import Clock, GrowthDecision, GrowthRecord, History, Initializer, Nothing, Prospects
+from growkit.graph import GrowthSite, PlaceRefusal, Refusal, Sites
+from growkit.growth.base import (
+    Clock,
+    GrowthDecision,
+    GrowthRecord,
+    History,
+    Initializer,
+    Nothing,
+    Prospects,
+    SiteState,
+)
 from growkit.growth.candidates import Candidates
+from growkit.growth.costs import Costs
 from growkit.growth.decider import Decider
+from growkit.growth.deepening import Deepening
+from growkit.growth.depths import Depths, key_of
 from growkit.growth.event import GrowthEvent, describe_refusals
 from growkit.growth.initializers import build_initializer
 from growkit.growth.limits import Limits
+from growkit.growth.names import Names
 from growkit.growth.operation import Look, Operation, Order, describe_growth, look_at
 from growkit.growth.plan import GrowthPlan, plan_growth
 from growkit.growth.policy import Policy
+from growkit.growth.retracing import candidates_again, sites_again
 from growkit.growth.statistics import Loss, Measurement
-from growkit.surgery import EditRecord, Inputs, function_change, new_entries, untouched
+from growkit.surgery import Inputs, Record, function_change, new_entries, untouched
 
 __all__ = ["GrowthController"]
 
@@ -36,7 +50,7 @@ class GrowthController:
 
     Attributes:
         model: grown in place.
-        sites: its graph.
+        sites: its graph; another one after the model became deeper.
         settings: the policy.
         loss: data loss of (outputs, targets).
         compute: device and precision of the run.
@@ -51,19 +65,23 @@ class GrowthController:
     loss: Loss
     compute: ComputePolicy
     generator: torch.Generator
-    edits: list[EditRecord] = field(default_factory=list)
+    edits: list[Record] = field(default_factory=list)
     measure: Callable[[], Prospects] | None = None
 
     def __post_init__(self) -> None:
         self.policy = Policy.build(self.settings, self.generator.initial_seed())
-        graph = self.sites.graph
-        self._decider = Decider(self.policy, Limits(self.settings.budget, graph.params, graph.flops))
+        self.costs = Costs(self.sites.graph)
+        self._decider = Decider(self.policy, Limits(self.settings.budget, self.costs.params, self.costs.flops))
         self.initializer = build_initializer(self.settings.initializer)
         self.fallback = None if self.settings.fallback is None else build_initializer(self.settings.fallback)
-        self.candidates = Candidates.of(self.sites, self.settings)
+        in_width, in_depth = self.settings.mode != "depth", self.settings.mode != "width"
+        self.candidates = Candidates.of(self.sites, self.settings) if in_width else Candidates([], {}, [])
+        self.depths = self._find_places() if in_depth else Depths()
+        self._example = Inputs(*self.sites.graph.inputs)
+        self._known_widths = {site.name: site.width for site in self.tracked}
         self.counted = Flops(self.sites.graph.flops(), ())  # of the seed, per sample
         self._watched: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
-        self._operation = self._new_operation()  # of the event under way
+        self._operation, self._deepening = self._new_operation(), self._new_deepening()  # of the event under way
 
     @property
     def tracked(self) -> list[GrowthSite]:
@@ -80,41 +98,64 @@ class GrowthController:
         """Those that may not grow, with the reason."""
         return self.candidates.refusals
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Present width of every site that could ever grow; one given up on the way keeps its entry."""
+        present = {site.name: site.width for site in self.sites}
+        return {name: present.get(name, width) for name, width in self._known_widths.items()}
+
+    @property
+    def states(self) -> list[SiteState]:
+        """What policies know of the sites and places that may grow."""
+        return [*self.candidates.states(), *self.depths.states()]
+
     def prepare(self, inputs: Inputs) -> None:
         """Give up sites that are frozen, that no initializer serves, or that on trial on a copy cannot grow safely.
+
+        Places where one more block cannot stand are given up likewise.
 
         Args:
             inputs: an example batch of at least 2 samples.
 
         Raises:
-            UserInputError: no site is left although growth is wanted.
+            UserInputError: no site or no place is left although growth of that kind is wanted.
         """
-        self.counted = count_flops(self.model, inputs.args[0])
-        graph, beyond = self.sites.graph, self.flops_beyond_graph
-        self._decider.limits = replace(self._decider.limits, flops=lambda widths: graph.flops(widths) + beyond)
-        self.candidates.give_up_untrainable(self.model)
-        self.candidates.give_up_unserved(self._servers)
-        self.candidates.try_out(self.model, inputs, self.sites, self.settings)
-        if not self.tracked and self.settings.when.name != "never":
+        self._example, self.counted = inputs, count_flops(self.model, inputs.args[0])
+        if self.settings.mode != "depth":
+            self.candidates.give_up_untrainable(self.model)
+            self.candidates.give_up_unserved(self._servers)
+            self.candidates.try_out(self.model, inputs, self.sites, self.settings)
+        grows = self.settings.when.name != "never"
+        self.depths = self.depths.try_out(self.model) if grows else self.depths
+        self._known_widths = {site.name: site.width for site in self.tracked}
+        self._count(self.counted)
+        if not self.tracked and grows and self.settings.mode != "depth":
             raise UserInputError(
                 f"growth needs at least one site that can grow, got none\n{describe_refusals(self.refusals)}"
             )
+        if grows and self.settings.mode != "width":
+            self.depths.check_room()
 
     @property
     def flops_beyond_graph(self) -> int:
-        """FLOPs per sample of the seed that the graph has no formula for, taken as constant; may be negative."""
-        return self.counted.total - self.sites.graph.flops({site.name: site.seed_width for site in self.sites})
+        """FLOPs per sample that the graph has no formula for, taken as constant; may be negative."""
+        return self.costs.beyond_graph
 
     def plan(self, clock: Clock) -> GrowthPlan | None:
-        """The events to come, if the trigger knows them in advance."""
-        return plan_growth(self.policy, self.candidates.states(), clock, self._decider.limits)
+        """The events to come, if the policy knows them in advance.
+
+        None in mode "both": which sites a new block brings, and what they cost, is known when it stands.
+        """
+        if self.settings.mode == "both" and self.settings.when.name != "never":
+            return None
+        return plan_growth(self.policy, self.states, clock, self._decider.limits)
 
     def due(self, history: History) -> bool:
         """Whether to grow now: the trigger fires, and a site has room within the budget.
 
         Asked again at the same step it gives the same answer; `history.ended` says once nothing will grow any more.
         """
-        return self._decider.due(self.candidates.states(), history, self.measure)
+        return self._decider.due(self.states, history, self.measure)
 
     def take_notes(self) -> list[Nothing]:
         """Why nothing grew although it was time, since this was last asked."""
@@ -133,7 +174,7 @@ class GrowthController:
             return measure_latency(lambda: self.model(batch), self.compute.device)
 
     def grow(self, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, history: History) -> GrowthEvent:
-        """One growth event, in place: model and optimizer state widen, and the function stays.
+        """One growth event, in place: model and optimizer state widen, or blocks are inserted; the function stays.
 
         Where an initializer changes the function by design, it stays with silent new units; they are given their values
         after that was verified, and the event says so. Optimizer state of rewritten entries stays as it is.
@@ -158,7 +199,7 @@ class GrowthController:
                 event = self._judged(self._grow(optimizer, inputs, targets, history), inputs)
         except _Undone as undone:
             event = undone.event
-            self.candidates.give_up(event.refused)
+            self._give_up(event.refused)
         return replace(event, cpu_seconds=time.process_time() - started)
 
     def _judged(self, event: GrowthEvent, inputs: Inputs) -> GrowthEvent:
@@ -177,19 +218,44 @@ class GrowthController:
             return event
         reason = f"a forward pass took {latency:.3g} ms, more than growth.budget.latency_ms {limit:g}"
         given_up = [Refusal(g.site, g.old_width, f"at width {g.new_width} {reason}", None) for g in event.grown]
+        given_up += [
+            Refusal(key_of(g.place), g.old_depth, f"with {g.new_depth} blocks {reason}", None) for g in event.deepened
+        ]
         raise _Undone(replace(event, undone=reason, refused=(*event.refused, *given_up)))
 
     def _grow(self, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, history: History) -> GrowthEvent:
-        decisions = self._decider.decisions(self.candidates.states(), history, self.measure)
-        chosen = tuple(self.sites[decision.site] for decision in decisions)
-        measurement = Measurement(self.model, self.loss, inputs, targets, chosen)
-        orders, waiting = self._orders(decisions, measurement)
-        before, params, flops = self._look(inputs, targets), count_params(self.model), self._flops(inputs)
-        event = GrowthEvent(
-            step=history.step,
+        decisions = self._decider.decisions(self.states, history, self.measure)
+        before, flops = self._look(inputs, targets), self._flops(inputs)
+        event = self._nothing_yet(history.step, decisions, before, flops, len(targets))
+        act = self._deepen if decisions[0].site in self.depths else self._widen
+        event = act(event, optimizer, inputs, targets, before)
+        after, grown_flops = self._look(inputs, targets), self._flops(inputs)
+        change = function_change(before.observation, after.observation)
+        if change.worst == float("inf"):  # checked with silent units only, where the change is by design
+            raise SurgeryError("the growth event was rolled back, for its new units make outputs that are not finite")
+        grown = {g.site: (g.old_width, g.new_width) for g in event.grown}
+        grown |= {key_of(g.place): (g.old_depth, g.new_depth) for g in event.deepened}
+        history.growths.append(GrowthRecord(history.step, grown, None if self.settings.mode == "width" else flops))
+        self._look_again(event)
+        return replace(
+            event,
+            change=change,
+            change_at_precision=after.rounded_change(before),
+            loss_after=after.loss,
+            params_after=count_params(self.model),
+            flops_after=grown_flops,
+            flops_spent=event.flops_spent + len(targets) * after.forwards * grown_flops,
+        )
+
+    def _nothing_yet(
+        self, step: int, decisions: Sequence[GrowthDecision], before: Look, flops: int, samples: int
+    ) -> GrowthEvent:
+        """The event as it begins."""
+        params = count_params(self.model)
+        return GrowthEvent(
+            step=step,
             grown=(),
             refused=(),
-            waiting=tuple(waiting),
             change=function_change(before.observation, before.observation),
             change_at_precision=before.rounded_change(before),
             loss_before=before.loss,
@@ -198,55 +264,116 @@ class GrowthController:
             params_after=params,
             flops_before=flops,
             flops_after=flops,
-            flops_spent=round(len(targets) * (measurement.forwards + before.forwards) * flops),
+            flops_spent=round(samples * before.forwards * flops),
             cpu_seconds=0.0,
             decisions=tuple(decisions),
         )
+
+    def _widen(
+        self, event: GrowthEvent, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, before: Look
+    ) -> GrowthEvent:
+        """The sites of the decisions, wider."""
+        chosen = tuple(self.sites[decision.site] for decision in event.decisions)
+        measurement = Measurement(self.model, self.loss, inputs, targets, chosen)
+        orders, waiting = self._orders(event.decisions, measurement)
+        spent = event.flops_spent + round(len(targets) * measurement.forwards * event.flops_before)
+        event = replace(event, waiting=tuple(waiting), flops_spent=spent)
         if not orders:
             raise _Undone(replace(event, undone="no site could grow on this batch"))
-        operation = self._operation
-        edit, refused = operation.perform(orders, optimizer, inputs, before, flops)
-        self.candidates.give_up(refused)
-        after, grown_flops, by_site = self._look(inputs, targets), self._flops(inputs), {o.site.name: o for o in orders}
-        change = function_change(before.observation, after.observation)
-        if change.worst == float("inf"):  # checked with silent units only, where the change is by design
-            raise SurgeryError("the growth event was rolled back, for its new units make outputs that are not finite")
+        operation, by_site = self._operation, {order.site.name: order for order in orders}
+        edit, refused = operation.perform(orders, optimizer, inputs, before, event.flops_before)
+        self._give_up(refused)
         self._watched = new_entries(self.model, edit)
         self.edits += edit.records
-        grown = {record.site: (record.old_width, record.new_width) for record in edit.records}
-        history.growths.append(GrowthRecord(history.step, grown))
-        looking = operation.flops_verifying + after.forwards * grown_flops
         return replace(
             event,
             grown=tuple(describe_growth(record, by_site[record.site]) for record in edit.records),
             refused=tuple(refused),
-            change=change,
-            change_at_precision=after.rounded_change(before),
-            loss_after=after.loss,
-            params_after=count_params(self.model),
-            flops_after=grown_flops,
-            flops_spent=event.flops_spent + len(targets) * looking,
+            flops_spent=event.flops_spent + len(targets) * operation.flops_verifying,
+        )
+
+    def _deepen(
+        self, event: GrowthEvent, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, before: Look
+    ) -> GrowthEvent:
+        """The places of the decisions, deeper."""
+        orders = [self.depths.order(decision.site, decision.num_new) for decision in event.decisions]
+        refused = self._deepening.perform(orders, optimizer, inputs, before.observation)
+        self._give_up(refused)
+        self._watched = {
+            place: [(one, torch.ones_like(one)) for one in new if one.requires_grad]
+            for place, new in self._deepening.new_parameters().items()
+        }
+        self.edits += self._deepening.records
+        deepened = self._deepening.growths()
+        self.depths = self.depths.deeper({growth.place: growth.new_depth for growth in deepened})
+        spent = len(targets) * self._deepening.passes * event.flops_before
+        return replace(event, deepened=deepened, refused=tuple(refused), flops_spent=event.flops_spent + spent)
+
+    def _look_again(self, event: GrowthEvent) -> None:
+        """What may grow in the model as it is now, and what that costs, where blocks are inserted."""
+        if self.settings.mode == "width":
+            return
+        names = Names(self.edits)
+        example, _ = self.sites.graph.inputs
+        try:
+            with untouched(self.model):
+                if event.deepened:
+                    self.sites = sites_again(self.model, example, names)
+                    if self.settings.mode == "both":
+                        self.candidates = candidates_again(
+                            self.candidates, self.model, self._example, self.sites, names, self.settings, self._servers
+                        )
+                        self._known_widths |= {site.name: site.width for site in self.tracked}
+                self.depths = self.depths.found_again(self.model, example, names)
+        except UserInputError as error:
+            raise SurgeryError(f"the growth event was rolled back, for the grown model: {error}") from error
+        self._count(count_flops(self.model, self._example.args[0]))
+
+    def _find_places(self) -> Depths:
+        """The places of the seed."""
+        inputs, seed = self.sites.graph.inputs, self.generator.initial_seed()
+        return Depths.of(self.model, inputs[0], self.settings.depth, seed)
+
+    def _count(self, counted: Flops) -> None:
+        """The costs of the model as it is now; `counted` are its FLOPs."""
+        graph = self.sites.graph
+        self.costs = Costs(graph, counted.total - graph.flops(), self.depths.costs())
+        self._decider.limits = Limits(self.settings.budget, self.costs.params, self.costs.flops)
+
+    def _give_up(self, refusals: Sequence[Refusal]) -> None:
+        """Sites and places that do not grow any more."""
+        self.candidates.give_up([one for one in refusals if one.name not in self.depths])
+        places = [one for one in refusals if one.name in self.depths]
+        self.depths = self.depths.without(
+            [PlaceRefusal(one.name.removeprefix(key_of("")), one.reason, one.location) for one in places]
         )
 
     @contextmanager
     def _all_or_nothing(self, history: History) -> Iterator[None]:
         """Put back all that an event changes if it does not come to its end, whatever stopped it."""
-        self._operation = self._new_operation()
-        widths, candidates, watched = [(site, site.width) for site in self.sites], self.candidates, self._watched
-        self.candidates = replace(candidates, refusals=list(candidates.refusals))
-        edits, growths = len(self.edits), len(history.growths)
+        self._operation, self._deepening = self._new_operation(), self._new_deepening()
+        widths = [(site, site.width) for site in self.sites]
+        before = {name: getattr(self, name) for name in _OF_THE_MODEL}
+        limits, edits, growths = self._decider.limits, len(self.edits), len(history.growths)
+        self.candidates = replace(self.candidates, refusals=list(self.candidates.refusals))
+        self._known_widths = dict(self._known_widths)
         try:
             yield
         except BaseException:
+            self._deepening.take_back()
             self._operation.take_back()
             for site, width in widths:  # copies that were measured share the sites
                 site.resize(width)
             del self.edits[edits:], history.growths[growths:]
-            self.candidates, self._watched = candidates, watched
+            vars(self).update(before)
+            self._decider.limits = limits
             raise
 
     def _new_operation(self) -> Operation:
         return Operation(self.model, self.sites, self.compute, self.settings.tolerance)
+
+    def _new_deepening(self) -> Deepening:
+        return Deepening(self.model, self.compute, self.settings.tolerance)
 
     def first_step_gradients(self) -> dict[str, float]:
         """Gradient norm of each freshly grown site's new entries; asked after the first backward pass, then empty."""
@@ -293,6 +420,10 @@ class GrowthController:
 
     def _look(self, inputs: Inputs, targets: Tensor) -> Look:
         return look_at(self.model, self.loss, self.compute, inputs, targets)
+
+
+_OF_THE_MODEL = ("sites", "candidates", "depths", "costs", "_known_widths", "_watched")
+"""What an event may change beside the model, and puts back if it does not stand."""
 
 
 class _Undone(Exception):

@@ -66,8 +66,8 @@ def _refuse_depth(grower: Arm, baseline: str, modes: Sequence[str]) -> None:
     mode = grower.config.growth.mode
     if mode in modes:
         raise UserInputError(
-            f"baseline {baseline} is of widths, but {grower.name} has growth.mode {mode}; give it as an arm of your own, "
-            "with the settings of the model that you compare with"
+            f"baseline {baseline} is of widths, but {grower.name} has growth.mode {mode}; give it as an arm of your "
+            "own, with the settings of the model that you compare with"
         )
 
 

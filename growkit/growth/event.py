@@ -102,5 +102,7 @@ class GrowthEvent:
 def describe_refusals(refusals: Sequence[Refusal]) -> str:
     """One line per refused width: name, width, reason, where."""
     return "\n".join(
-        f"  {r.name} (width {r.width}): {r.reason}" + (f", at {r.location}" if r.location else "") for r in refusals
+        f"  {r.name} ({'depth' if r.name.startswith('depth/') else 'width'} {r.width}): {r.reason}"
+        + (f", at {r.location}" if r.location else "")
+        for r in refusals
     )

@@ -168,9 +168,9 @@ def _obstacle(sites: Sequence[SiteState], history: History, limits: Limits) -> N
     if not sites:
         return Nothing("every site has been given up", ends=True)
     if all(site.room <= 0 for site in sites):
-        kinds = {site.is_place: "place" if site.is_place else "site" for site in sites}
-        told = " and ".join(f"every {kinds[is_place]} that may grow has its target" for is_place in sorted(kinds))
-        return Nothing(told if True in kinds else f"{told} width", ends=True)
+        kinds = {"every place" if site.is_place else "every site": None for site in sites}
+        goal = "target" if "every place" in kinds else "target width"
+        return Nothing(f"{' and '.join(kinds)} that may grow has its {goal}", ends=True)
     return None
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from growkit.config.base import Settings
-from growkit.config.policies import BudgetPacedSettings, LargestGainSettings, OverfitGuardSettings, RankSettings
+from growkit.config.policies import BudgetPacedSettings, LargestGainSettings, MarginalGainSettings, RankSettings
 
 if TYPE_CHECKING:
     from growkit.config.growth import GrowthSettings
@@ -50,7 +50,9 @@ def misfit(growth: GrowthSettings) -> str | None:
     if growth.mode == "width":
         unused = growth.depth != DepthSettings()
         return "depth: is for growth in depth, got it with mode: width; set mode: depth or both" if unused else None
-    trigger = growth.when.base if isinstance(growth.when, OverfitGuardSettings) else growth.when
+    if growth.policy is not None:
+        return f"policy: {growth.policy} is of widths, got it with mode: {growth.mode}; give when and where instead"
+    trigger = getattr(growth.when, "base", growth.when)  # of a guard
     if growth.mode == "depth":
         default = type(growth)()
         unused = [key for key in OF_WIDTHS if getattr(growth, key) != getattr(default, key)]
@@ -59,8 +61,8 @@ def misfit(growth: GrowthSettings) -> str | None:
         if isinstance(trigger, RankSettings):
             return "when: rank reads the spectra of widths, which mode: depth leaves as they are; choose another"
         return None
-    if isinstance(growth.how_many, BudgetPacedSettings):
-        return "how_many: budget_paced cannot keep pace where mode: both adds blocks beside units; choose another"
+    if isinstance(growth.how_many, BudgetPacedSettings | MarginalGainSettings):
+        return f"how_many: {growth.how_many.name} cannot keep pace where mode: both adds blocks too; choose another"
     if isinstance(growth.where, LargestGainSettings) and growth.where.per == "unit":
         return "where.per: must be flops or params with mode: both, got unit: a unit and a block differ in size"
     return None

@@ -129,6 +129,8 @@ class GrowthController:
         self.depths = self.depths.try_out(self.model) if grows else self.depths
         self._known_widths = {site.name: site.width for site in self.tracked}
         self._count(self.counted)
+        if self.settings.target is None:
+            self.candidates.let_budget_bound(self._decider.limits)
         if not self.tracked and grows and self.settings.mode != "depth":
             raise UserInputError(
                 f"growth needs at least one site that can grow, got none\n{describe_refusals(self.refusals)}"

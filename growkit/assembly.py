@@ -63,7 +63,7 @@ class Assembly:
     @property
     def widths(self) -> dict[str, int]:
         """Present width of every site that could ever grow; one given up on the way keeps its entry."""
-        return self.controller.widths
+        return self.controller.ground.widths
 
     @property
     def depths(self) -> dict[str, int]:
@@ -348,7 +348,7 @@ def _number(count: float) -> str:
 
 def _plan_warnings(config: Config, controller: GrowthController, plan: GrowthPlan | None, clock: Clock) -> list[str]:
     """What keeps a plan from its events: the length of the training, or the budget."""
-    if not controller.states or not isinstance(config.growth.when, PeriodicSettings):
+    if not controller.ground.states or not isinstance(config.growth.when, PeriodicSettings):
         return []
     steps = controller.policy.trigger.planned_steps(clock) or ()
     if not steps:

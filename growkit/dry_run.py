@@ -67,7 +67,7 @@ def _target(parts: Assembly) -> dict[str, int] | None:
     controller = parts.controller
     if controller.settings.mode == "both":
         return None
-    targets = {state.name: state.target for state in controller.states}
+    targets = {state.name: state.target for state in controller.ground.states}
     return {"params": controller.costs.params(targets), "flops": controller.costs.flops(targets)}
 
 

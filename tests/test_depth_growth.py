@@ -110,10 +110,10 @@ def test_an_event_that_breaks_the_latency_is_undone_to_the_last_bit():
     ]
     assert same(snapshot(run.model, run.optimizer), before)
     assert run.controller.sites is sites and not run.controller.edits and not run.history.growths
-    assert run.controller.depths.depths == {"blocks.0": 1, "blocks.1": 1} and not run.controller.states
+    assert run.controller.depths.depths == {"blocks.0": 1, "blocks.1": 1} and not run.controller.ground.states
 
 
-@pytest.mark.parametrize("kind", ["sites_again", "count_params"])
+@pytest.mark.parametrize("kind", ["ground.sites_again", "controller.count_params"])
 def test_an_interrupt_at_any_point_puts_everything_back(kind: str, monkeypatch: pytest.MonkeyPatch):
     run = start("both", where=ROUND)
     run.controller.candidates.sites.clear()  # so that it is the places' turn
@@ -124,7 +124,7 @@ def test_an_interrupt_at_any_point_puts_everything_back(kind: str, monkeypatch: 
         if len(run.model.blocks) > 2:  # type: ignore[arg-type]
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"growkit.growth.controller.{kind}", interrupt)
+    monkeypatch.setattr(f"growkit.growth.{kind}", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run.grow()
     assert same(snapshot(run.model, run.optimizer), before)
@@ -144,7 +144,7 @@ def test_a_place_that_fails_is_given_up_and_the_others_grow(monkeypatch: pytest.
     event = run.grow()
     assert [g.place for g in event.deepened] == ["blocks.1"]
     assert [(one.name, one.reason) for one in event.refused] == [("depth/blocks.0", "surgery cannot deepen it: a test")]
-    assert [state.name for state in run.controller.states] == ["depth/blocks.1"]
+    assert [state.name for state in run.controller.ground.states] == ["depth/blocks.1"]
 
 
 def test_where_no_place_can_grow_the_event_is_an_error_and_nothing_has_changed(monkeypatch: pytest.MonkeyPatch):
@@ -193,7 +193,7 @@ def test_training_flops_of_the_past_are_those_of_the_models_that_trained():
         spent += count_flops(run.model, run.inputs.args[0]).total  # one step of the model before the event
         run.grow(step)
     now = count_flops(run.model, run.inputs.args[0]).total
-    widths = {state.name: state.width for state in run.controller.states}
+    widths = {state.name: state.width for state in run.controller.ground.states}
     assert train_flops(run.controller.costs.flops, history, widths, widths) == 3 * (spent + 17 * now)
     assert History.from_json(history.to_json()) == history
 
@@ -209,9 +209,11 @@ def test_in_both_modes_sites_and_places_take_turns_under_names_that_stay():
         ("blocks.1.inner", 8, 10),
         ("blocks.1+1.inner", 8, 10),
     ]
-    states = {state.name: (state.seed_width, state.target) for state in run.controller.states if not state.is_place}
+    states = {
+        state.name: (state.seed_width, state.target) for state in run.controller.ground.states if not state.is_place
+    }
     assert set(states.values()) == {(6, 12)} and len(states) == 4
-    assert run.controller.widths == {name: 10 for name in states}
+    assert run.controller.ground.widths == {name: 10 for name in states}
 
 
 def test_places_take_turns():

@@ -46,7 +46,7 @@ def test_a_recipe_builds_and_reaches_its_target(recipe: Path, images: Path):
     parts = assemble(
         config.model_copy(update={"train": config.train.model_copy(update={"epochs": 10 * config.train.epochs})})
     )
-    assert parts.controller.states
+    assert parts.controller.ground.states
     assert (parts.plan is None) == (config.growth.mode == "both")
 
 

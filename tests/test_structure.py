@@ -45,6 +45,7 @@ FLOORS = [
     ],
     ["growth.candidates", "growth.depths", "growth.operation"],
     ["growth.deepening", "growth.promise", "growth.retracing"],
+    ["growth.ground"],
     ["growth.controller", "growth.prospector"],
     ["report"],
     ["checkpoint"],

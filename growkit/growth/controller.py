@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from growkit.config.growth import GrowthSettings
 from growkit.cost import LATENCY_CALLS, Flops, count_flops, count_params, measure_latency
 from growkit.device import ComputePolicy
-from growkit.errors import GrowthRefused, GrowthWaits, SurgeryError, UserInputError
-from growkit.graph import GrowthSite, PlaceRefusal, Refusal, Sites
+from growkit.errors import GrowthRefused, GrowthWaits, SurgeryError
+from growkit.graph import GrowthSite, Refusal, Sites
 from growkit.growth.base import (
     Clock,
     GrowthDecision,
@@ -23,21 +23,18 @@ from growkit.growth.base import (
     Initializer,
     Nothing,
     Prospects,
-    SiteState,
 )
 from growkit.growth.candidates import Candidates
 from growkit.growth.costs import Costs
 from growkit.growth.decider import Decider
 from growkit.growth.deepening import Deepening
 from growkit.growth.depths import Depths, key_of
-from growkit.growth.event import GrowthEvent, describe_refusals
+from growkit.growth.event import GrowthEvent
+from growkit.growth.ground import Ground
 from growkit.growth.initializers import build_initializer
-from growkit.growth.limits import Limits
-from growkit.growth.names import Names
 from growkit.growth.operation import Look, Operation, Order, describe_growth, look_at
 from growkit.growth.plan import GrowthPlan, plan_growth
 from growkit.growth.policy import Policy
-from growkit.growth.retracing import candidates_again, sites_again
 from growkit.growth.statistics import Loss, Measurement
 from growkit.surgery import Inputs, Record, function_change, new_entries, untouched
 
@@ -70,18 +67,28 @@ class GrowthController:
 
     def __post_init__(self) -> None:
         self.policy = Policy.build(self.settings, self.generator.initial_seed())
-        self.costs = Costs(self.sites.graph)
-        self._decider = Decider(self.policy, Limits(self.settings.budget, self.costs.params, self.costs.flops))
+        self.ground = Ground.of(self.model, self.sites, self.settings, self.generator.initial_seed())
+        self._decider = Decider(self.policy, self.ground.limits)
         self.initializer = build_initializer(self.settings.initializer)
         self.fallback = None if self.settings.fallback is None else build_initializer(self.settings.fallback)
-        in_width, in_depth = self.settings.mode != "depth", self.settings.mode != "width"
-        self.candidates = Candidates.of(self.sites, self.settings) if in_width else Candidates([], {}, [])
-        self.depths = self._find_places() if in_depth else Depths()
-        self._example = Inputs(*self.sites.graph.inputs)
-        self._known_widths = {site.name: site.width for site in self.tracked}
         self.counted = Flops(self.sites.graph.flops(), ())  # of the seed, per sample
         self._watched: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
         self._operation, self._deepening = self._new_operation(), self._new_deepening()  # of the event under way
+
+    @property
+    def candidates(self) -> Candidates:
+        """The sites that may grow, and the others."""
+        return self.ground.candidates
+
+    @property
+    def depths(self) -> Depths:
+        """The places that may become deeper, and the others."""
+        return self.ground.depths
+
+    @property
+    def costs(self) -> Costs:
+        """Of the model at other sizes."""
+        return self.ground.costs
 
     @property
     def tracked(self) -> list[GrowthSite]:
@@ -98,17 +105,6 @@ class GrowthController:
         """Those that may not grow, with the reason."""
         return self.candidates.refusals
 
-    @property
-    def widths(self) -> dict[str, int]:
-        """Present width of every site that could ever grow; one given up on the way keeps its entry."""
-        present = {site.name: site.width for site in self.sites}
-        return {name: present.get(name, width) for name, width in self._known_widths.items()}
-
-    @property
-    def states(self) -> list[SiteState]:
-        """What policies know of the sites and places that may grow."""
-        return [*self.candidates.states(), *self.depths.states()]
-
     def prepare(self, inputs: Inputs) -> None:
         """Give up sites that are frozen, that no initializer serves, or that on trial on a copy cannot grow safely.
 
@@ -120,23 +116,8 @@ class GrowthController:
         Raises:
             UserInputError: no site or no place is left although growth of that kind is wanted.
         """
-        self._example, self.counted = inputs, count_flops(self.model, inputs.args[0])
-        if self.settings.mode != "depth":
-            self.candidates.give_up_untrainable(self.model)
-            self.candidates.give_up_unserved(self._servers)
-            self.candidates.try_out(self.model, inputs, self.sites, self.settings)
-        grows = self.settings.when.name != "never"
-        self.depths = self.depths.try_out(self.model) if grows else self.depths
-        self._known_widths = {site.name: site.width for site in self.tracked}
-        self._count(self.counted)
-        if self.settings.target is None:
-            self.candidates.let_budget_bound(self._decider.limits)
-        if not self.tracked and grows and self.settings.mode != "depth":
-            raise UserInputError(
-                f"growth needs at least one site that can grow, got none\n{describe_refusals(self.refusals)}"
-            )
-        if grows and self.settings.mode != "width":
-            self.depths.check_room()
+        self.counted = count_flops(self.model, inputs.args[0])
+        self._stand_on(self.ground.tried(self.model, inputs, self.counted, self._servers))
 
     @property
     def flops_beyond_graph(self) -> int:
@@ -150,14 +131,14 @@ class GrowthController:
         """
         if self.settings.mode == "both" and self.settings.when.name != "never":
             return None
-        return plan_growth(self.policy, self.states, clock, self._decider.limits)
+        return plan_growth(self.policy, self.ground.states, clock, self._decider.limits)
 
     def due(self, history: History) -> bool:
         """Whether to grow now: the trigger fires, and a site has room within the budget.
 
         Asked again at the same step it gives the same answer; `history.ended` says once nothing will grow any more.
         """
-        return self._decider.due(self.states, history, self.measure)
+        return self._decider.due(self.ground.states, history, self.measure)
 
     def take_notes(self) -> list[Nothing]:
         """Why nothing grew although it was time, since this was last asked."""
@@ -201,7 +182,7 @@ class GrowthController:
                 event = self._judged(self._grow(optimizer, inputs, targets, history), inputs)
         except _Undone as undone:
             event = undone.event
-            self._give_up(event.refused)
+            self.ground = self.ground.without(event.refused)
         return replace(event, cpu_seconds=time.process_time() - started)
 
     def _judged(self, event: GrowthEvent, inputs: Inputs) -> GrowthEvent:
@@ -226,7 +207,7 @@ class GrowthController:
         raise _Undone(replace(event, undone=reason, refused=(*event.refused, *given_up)))
 
     def _grow(self, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, history: History) -> GrowthEvent:
-        decisions = self._decider.decisions(self.states, history, self.measure)
+        decisions = self._decider.decisions(self.ground.states, history, self.measure)
         before, flops = self._look(inputs, targets), self._flops(inputs)
         event = self._nothing_yet(history.step, decisions, before, flops, len(targets))
         act = self._deepen if decisions[0].site in self.depths else self._widen
@@ -238,7 +219,10 @@ class GrowthController:
         grown = {g.site: (g.old_width, g.new_width) for g in event.grown}
         grown |= {key_of(g.place): (g.old_depth, g.new_depth) for g in event.deepened}
         history.growths.append(GrowthRecord(history.step, grown, None if self.settings.mode == "width" else flops))
-        self._look_again(event)
+        if self.settings.mode != "width":
+            deeper = bool(event.deepened)
+            ground = self.ground.found_again(self.model, self.edits, self._servers, deeper=deeper)
+            self._stand_on(ground.costing(count_flops(self.model, inputs.args[0])))
         return replace(
             event,
             change=change,
@@ -284,7 +268,7 @@ class GrowthController:
             raise _Undone(replace(event, undone="no site could grow on this batch"))
         operation, by_site = self._operation, {order.site.name: order for order in orders}
         edit, refused = operation.perform(orders, optimizer, inputs, before, event.flops_before)
-        self._give_up(refused)
+        self.ground = self.ground.without(refused)
         self._watched = new_entries(self.model, edit)
         self.edits += edit.records
         return replace(
@@ -300,65 +284,29 @@ class GrowthController:
         """The places of the decisions, deeper."""
         orders = [self.depths.order(decision.site, decision.num_new) for decision in event.decisions]
         refused = self._deepening.perform(orders, optimizer, inputs, before.observation)
-        self._give_up(refused)
+        self.ground = self.ground.without(refused)
         self._watched = {
             place: [(one, torch.ones_like(one)) for one in new if one.requires_grad]
             for place, new in self._deepening.new_parameters().items()
         }
         self.edits += self._deepening.records
         deepened = self._deepening.growths()
-        self.depths = self.depths.deeper({growth.place: growth.new_depth for growth in deepened})
+        depths = self.depths.deeper({growth.place: growth.new_depth for growth in deepened})
+        self.ground = replace(self.ground, depths=depths)
         spent = len(targets) * self._deepening.passes * event.flops_before
         return replace(event, deepened=deepened, refused=tuple(refused), flops_spent=event.flops_spent + spent)
 
-    def _look_again(self, event: GrowthEvent) -> None:
-        """What may grow in the model as it is now, and what that costs, where blocks are inserted."""
-        if self.settings.mode == "width":
-            return
-        names = Names(self.edits)
-        example, _ = self.sites.graph.inputs
-        try:
-            with untouched(self.model):
-                if event.deepened:
-                    self.sites = sites_again(self.model, example, names)
-                    if self.settings.mode == "both":
-                        self.candidates = candidates_again(
-                            self.candidates, self.model, self._example, self.sites, names, self.settings, self._servers
-                        )
-                        self._known_widths |= {site.name: site.width for site in self.tracked}
-                self.depths = self.depths.found_again(self.model, example, names)
-        except UserInputError as error:
-            raise SurgeryError(f"the growth event was rolled back, for the grown model: {error}") from error
-        self._count(count_flops(self.model, self._example.args[0]))
-
-    def _find_places(self) -> Depths:
-        """The places of the seed."""
-        inputs, seed = self.sites.graph.inputs, self.generator.initial_seed()
-        return Depths.of(self.model, inputs[0], self.settings.depth, seed)
-
-    def _count(self, counted: Flops) -> None:
-        """The costs of the model as it is now; `counted` are its FLOPs."""
-        graph = self.sites.graph
-        self.costs = Costs(graph, counted.total - graph.flops(), self.depths.costs())
-        self._decider.limits = Limits(self.settings.budget, self.costs.params, self.costs.flops)
-
-    def _give_up(self, refusals: Sequence[Refusal]) -> None:
-        """Sites and places that do not grow any more."""
-        self.candidates.give_up([one for one in refusals if one.name not in self.depths])
-        places = [one for one in refusals if one.name in self.depths]
-        self.depths = self.depths.without(
-            [PlaceRefusal(one.name.removeprefix(key_of("")), one.reason, one.location) for one in places]
-        )
+    def _stand_on(self, ground: Ground) -> None:
+        self.ground, self.sites, self._decider.limits = ground, ground.sites, ground.limits
 
     @contextmanager
     def _all_or_nothing(self, history: History) -> Iterator[None]:
         """Put back all that an event changes if it does not come to its end, whatever stopped it."""
         self._operation, self._deepening = self._new_operation(), self._new_deepening()
         widths = [(site, site.width) for site in self.sites]
-        before = {name: getattr(self, name) for name in _OF_THE_MODEL}
-        limits, edits, growths = self._decider.limits, len(self.edits), len(history.growths)
-        self.candidates = replace(self.candidates, refusals=list(self.candidates.refusals))
-        self._known_widths = dict(self._known_widths)
+        ground, watched = self.ground, self._watched
+        edits, growths = len(self.edits), len(history.growths)
+        self.ground = ground.copied()
         try:
             yield
         except BaseException:
@@ -367,8 +315,8 @@ class GrowthController:
             for site, width in widths:  # copies that were measured share the sites
                 site.resize(width)
             del self.edits[edits:], history.growths[growths:]
-            vars(self).update(before)
-            self._decider.limits = limits
+            self._watched = watched
+            self._stand_on(ground)
             raise
 
     def _new_operation(self) -> Operation:
@@ -422,10 +370,6 @@ class GrowthController:
 
     def _look(self, inputs: Inputs, targets: Tensor) -> Look:
         return look_at(self.model, self.loss, self.compute, inputs, targets)
-
-
-_OF_THE_MODEL = ("sites", "candidates", "depths", "costs", "_known_widths", "_watched")
-"""What an event may change beside the model, and puts back if it does not stand."""
 
 
 class _Undone(Exception):

@@ -59,12 +59,16 @@ class Assembly:
     planned_flops: int | None
     warnings: list[str]
     clock: Clock
-    site_names: tuple[str, ...]
 
     @property
     def widths(self) -> dict[str, int]:
-        """Present width of every site that could grow at the start; one given up on the way keeps its column."""
-        return {name: self.controller.sites[name].width for name in self.site_names}
+        """Present width of every site that could ever grow; one given up on the way keeps its entry."""
+        return self.controller.ground.widths
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """Number of blocks at every place that could become deeper at the start."""
+        return dict(self.controller.depths.depths)
 
     def plan_for(self, total_steps: int) -> GrowthPlan | None:
         """The growth plan, had the run so many steps; asked before it trains. None where it depends on training."""
@@ -142,6 +146,7 @@ def _fit(
             batch_size=getattr(config.growth.initializer, "batch_size", config.train.batch_size),
             stream=Streams(streams.seed_of("growth")).generator("growth"),  # so that asking changes no event
             channels_last=compute.channels_last,
+            blocks=lambda: controller.depths.next_orders(),
         )
         _check_policy(controller, clock, validates=len(data.split("validate")) > 0)
         _check_budget(controller, clock, example)
@@ -168,7 +173,6 @@ def _fit(
         planned_flops=None,
         warnings=_warnings(config, data, controller, plan, clock),
         clock=clock,
-        site_names=tuple(site.name for site in controller.tracked),
     )
     parts.planned_flops = parts.flops_for(clock.total_steps)
     return parts
@@ -176,6 +180,11 @@ def _fit(
 
 def _control(config: Config, data: Data, live: nn.Module | None, compute: ComputePolicy, planned: Assembly) -> Assembly:
     """A baseline for the training FLOPs that the growth plan would spend."""
+    if config.growth.mode == "both" and planned.plan is None:
+        raise UserInputError(
+            "control needs a growth plan known in advance, which growth.mode both has not: what sites a new block "
+            "brings is known when it stands; use growth.mode width or depth"
+        )
     if planned.plan is None or planned.planned_flops is None:
         raise UserInputError(
             f"control needs a growth plan known in advance, and {_what_depends_on_training(config.growth)} on "
@@ -185,6 +194,11 @@ def _control(config: Config, data: Data, live: nn.Module | None, compute: Comput
     # targets, sites and budget speak of the seed, which the full network is not
     never = GrowthSettings(when=NeverSettings(), target=1.0, initializer=config.growth.initializer)
     update: dict[str, Any] = {"growth": never}
+    if config.control == "full" and config.growth.mode == "depth":
+        raise UserInputError(
+            "control: full is the model at full width, which growth.mode depth leaves as it is; build the deep network "
+            "by the settings of the model, such as model.depth, with growth.when: never"
+        )
     if config.control == "full":
         full = None if live is not None else config.model.full()
         if full is None:
@@ -218,11 +232,11 @@ def _what_depends_on_training(growth: GrowthSettings) -> str:
 
 
 def _planned_flops(plan: GrowthPlan, controller: GrowthController, trainer: Trainer, total_steps: int) -> int:
-    graph, passes = controller.sites.graph, passes_per_step(trainer.settings.optimizer)
+    passes = passes_per_step(trainer.settings.optimizer)
     done, total = 0, 0
     for steps, widths in plan.stages(total_steps):
         samples = _samples(trainer, done + steps) - _samples(trainer, done)
-        total += BACKWARD_AND_FORWARD * (graph.flops(widths) + controller.flops_beyond_graph) * samples
+        total += BACKWARD_AND_FORWARD * controller.costs.flops(widths) * samples
         done += steps
     return round(passes * total)
 
@@ -334,7 +348,7 @@ def _number(count: float) -> str:
 
 def _plan_warnings(config: Config, controller: GrowthController, plan: GrowthPlan | None, clock: Clock) -> list[str]:
     """What keeps a plan from its events: the length of the training, or the budget."""
-    if not controller.tracked or not isinstance(config.growth.when, PeriodicSettings):
+    if not controller.ground.states or not isinstance(config.growth.when, PeriodicSettings):
         return []
     steps = controller.policy.trigger.planned_steps(clock) or ()
     if not steps:

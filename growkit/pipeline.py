@@ -32,7 +32,10 @@ RESULT_VERSION = 1
 
 @dataclass(frozen=True)
 class Stage:
-    """The training between two growth events: steps done before and after it, and the model it trained."""
+    """The training between two growth events: steps done before and after it, and the model it trained.
+
+    widths: of sites. depths: blocks at places that may become deeper. flops: forward per sample.
+    """
 
     number: int
     first_step: int
@@ -40,6 +43,7 @@ class Stage:
     widths: dict[str, int]
     params: int
     flops: int
+    depths: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,9 @@ class _Progress:
                 targets=parts.controller.targets,
                 refusals=parts.controller.refusals,
                 plan=parts.plan,
+                depths=parts.depths,
+                depth_targets=dict(parts.controller.depths.targets),
+                place_refusals=parts.controller.depths.refusals,
                 params=self.params,
                 flops=self.flops,
                 total_steps=parts.clock.total_steps,
@@ -187,7 +194,15 @@ class _Progress:
         first_step = self.parts.trainer.step
         self.parts.trainer.train_stage(stop=self._stop, on_step=self._after_step, on_epoch=self._after_epoch)
         self.stages.append(
-            Stage(len(self.stages), first_step, self.parts.trainer.step, self.parts.widths, self.params, self.flops)
+            Stage(
+                len(self.stages),
+                first_step,
+                self.parts.trainer.step,
+                self.parts.widths,
+                self.params,
+                self.flops,
+                self.parts.depths,
+            )
         )
         self.save_stage(self.stages[-1].number)
 
@@ -238,6 +253,7 @@ class _Progress:
             "seed": parts.config.seed,
             "control": parts.config.control,
             "widths": parts.widths,
+            "depths": parts.depths,
             "largest_change": {
                 mode: max((getattr(event.change, mode) for event in self.events), default=None)
                 for mode in ("eval", "train")
@@ -291,6 +307,7 @@ class _Progress:
             wall_seconds=self.started.wall_seconds(),
             train_metrics=train.metrics,
             validate_metrics={} if self.validation is None else self.validation.metrics,
+            depths=self.parts.depths,
         )
         self.history.epochs.append(record)
         self.report.epoch(record, self.parts.widths)

@@ -41,7 +41,7 @@ class Prospect:
     def final_params(self) -> int | None:
         """Parameters at the end; likewise."""
         plan = self.parts.plan
-        return None if plan is None else self.parts.controller.sites.graph.params(plan.final_widths)
+        return None if plan is None else self.parts.controller.costs.params(plan.final_widths)
 
     def steps_for(self, flops: int) -> int | None:
         """The number of steps, at least 1, whose training FLOPs are nearest; likewise."""

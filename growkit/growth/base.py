@@ -42,10 +42,13 @@ __all__ = [
 class SiteState:
     """What selectors and allocators know of a site: its width at the start, now, and at most.
 
+    A place that may become deeper is one too: its width is its depth, the number of its blocks, which are its units.
+
     Attributes:
-        name: of the site.
+        name: of the site; of a place `depth/NAME`.
         seed_width, width, target: at the start, now, and at most.
         by_copies: whether it grows by whole copies of all its units only; its target is a multiple of its width then.
+        is_place: whether it is a place.
     """
 
     name: str
@@ -53,6 +56,7 @@ class SiteState:
     width: int
     target: int
     by_copies: bool = False
+    is_place: bool = False
 
     @property
     def room(self) -> int:
@@ -86,6 +90,8 @@ class Prospect:
         standard_error: of gains[0] over the batches.
         params_per_unit, flops_per_unit: what one more unit costs; FLOPs forward per sample.
         norm: that a new slice gets by the initializer's rule.
+        is_place: whether it is that of a place, whose unit is a block: it has one gain, which is no spectrum, and norm
+            1, for what a block adds to the squared gradient norm is measured at the weights that it gets.
     """
 
     gains: tuple[float, ...]
@@ -94,6 +100,7 @@ class Prospect:
     params_per_unit: int
     flops_per_unit: int
     norm: float
+    is_place: bool = False
 
     @property
     def largest(self) -> float:
@@ -142,7 +149,7 @@ class Nothing:
 
 @dataclass(frozen=True)
 class GrowthDecision:
-    """Widen `site` by `num_new` units, because `reason`; `scores` are the numbers that decided."""
+    """Widen `site` by `num_new` units (a place: by blocks), for `reason`; `scores` are the numbers that decided."""
 
     site: str
     num_new: int

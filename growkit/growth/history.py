@@ -31,7 +31,8 @@ class EpochRecord:
     """What one epoch gave. Losses in nats or squared units, accuracies in 0..1 (None for regression), FLOPs as 2 x MAC.
 
     validate_* are None where the validate split is empty. flops: forward per sample. train_flops: spent so far.
-    *_metrics: what the task knows besides, such as perplexity (growkit.metrics.Evaluation).
+    *_metrics: what the task knows besides, such as perplexity (growkit.metrics.Evaluation). depths: number of blocks at
+    every place that may become deeper.
     """
 
     step: int
@@ -48,14 +49,20 @@ class EpochRecord:
     wall_seconds: float
     train_metrics: Mapping[str, float] = field(default_factory=dict)
     validate_metrics: Mapping[str, float] = field(default_factory=dict)
+    depths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class GrowthRecord:
-    """One growth event: after which optimizer step, and each grown site's old and new width."""
+    """One growth event: after which optimizer step, and each grown site's old and new width.
+
+    A place that became deeper stands among the sites as `depth/NAME`, with its numbers of blocks. flops: forward per
+    sample of the model before the event, where the present model cannot tell it from widths; None where it can.
+    """
 
     step: int
     widths: Mapping[str, tuple[int, int]]
+    flops: int | None = None
 
 
 @dataclass
@@ -97,7 +104,10 @@ class History:
             "clock": asdict(self.clock),
             "step": self.step,
             "epochs": [asdict(record) for record in self.epochs],
-            "growths": [{"step": g.step, "widths": {k: list(v) for k, v in g.widths.items()}} for g in self.growths],
+            "growths": [
+                {"step": g.step, "widths": {k: list(v) for k, v in g.widths.items()}, "flops": g.flops}
+                for g in self.growths
+            ],
             "wall_seconds": self.wall_seconds,
             "ended": self.ended,
         }
@@ -119,7 +129,8 @@ class History:
             step=record["step"],
             epochs=[EpochRecord(**epoch) for epoch in record["epochs"]],
             growths=[
-                GrowthRecord(g["step"], {k: (v[0], v[1]) for k, v in g["widths"].items()}) for g in record["growths"]
+                GrowthRecord(g["step"], {k: (v[0], v[1]) for k, v in g["widths"].items()}, g.get("flops"))
+                for g in record["growths"]
             ],
             wall_seconds=record["wall_seconds"],
             ended=record["ended"],

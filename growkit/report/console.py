@@ -118,6 +118,11 @@ class ConsoleReport(Observer):
             + _notes(g.reason, g.facts)
             for g in event.grown
         ]
+        lines += [
+            f"{g.place}: {g.old_depth} -> {g.new_depth} blocks   {g.kind}, {g.params:,} parameters, "
+            f"now {', '.join(g.modules)}"
+            for g in event.deepened
+        ]
         lines += [f"{r.name}: given up, {r.reason}" for r in event.refused]
         lines += [f"{r.name}: waits, {r.reason}" for r in event.waiting]
         lines.append(
@@ -188,17 +193,23 @@ def _growth_line(facts: RunFacts) -> str:
         )
     if facts.config.growth.when.name == "never":
         return "never"
-    room = [f"{len(facts.widths)} sites"]
+    mode, room = facts.config.growth.mode, []
+    if mode != "depth":
+        room.append(f"{len(facts.widths)} sites")
+    if mode != "width":
+        room.append(f"{len(facts.depths)} places")
     if facts.plan is not None:
         room.append(f"{len(facts.plan.events)} events" + ("" if facts.plan.reaches_target else ", target not reached"))
     else:
         room.append(f"when {facts.config.growth.when.name}")
-    return f"{facts.config.growth.initializer.name}, " + ", ".join(room)
+    return f"{'depth' if mode == 'depth' else facts.config.growth.initializer.name}, " + ", ".join(room)
 
 
 def _refusal_lines(facts: RunFacts) -> list[str]:
     """Widths that stay, each with its reason; a long list is cut, and says so."""
-    every = list(dict.fromkeys(f"stays     {line.strip()}" for line in describe_refusals(facts.refusals).splitlines()))
+    told = describe_refusals(facts.refusals).splitlines()
+    told += [f"{r.name or 'the model'} (depth): {r.reason}" for r in facts.place_refusals]
+    every = list(dict.fromkeys(f"stays     {line.strip()}" for line in told))
     more = len(every) - MOST_REFUSALS
     return every[:MOST_REFUSALS] + ([f"stays     {more} more; --dry-run lists all"] if more > 0 else [])
 

@@ -19,6 +19,7 @@ from growkit.device import ComputePolicy, choose_compute
 from growkit.errors import ModelError, UserInputError
 from growkit.folders import check_writable
 from growkit.graph import Refusal, check_model, check_values, copy_of, find_sites
+from growkit.growth.aftermath import Aftermath
 from growkit.growth.base import Clock
 from growkit.growth.controller import GrowthController
 from growkit.growth.plan import GrowthPlan
@@ -54,6 +55,7 @@ class Assembly:
     compute: ComputePolicy
     streams: Streams
     controller: GrowthController
+    aftermath: Aftermath
     trainer: Trainer
     plan: GrowthPlan | None
     planned_flops: int | None
@@ -164,6 +166,7 @@ def _fit(
         compute=compute,
         streams=streams,
         controller=controller,
+        aftermath=Aftermath(config.growth.optimizer, model, optimizer),
         trainer=trainer,
         plan=plan,
         planned_flops=None,
@@ -300,6 +303,12 @@ def _check_settings(config: Config, data: Data) -> None:
         raise UserInputError(
             f"train.label_smoothing is for classes and tokens, got {config.train.label_smoothing:g} for the "
             f"{data.task} data {data.name!r}; set it to 0"
+        )
+    memory = getattr(config.train.optimizer, "base", config.train.optimizer)
+    if config.growth.optimizer.state != "carry" and getattr(memory, "momentum", 1.0) == 0.0:
+        raise UserInputError(
+            f"growth.optimizer.state must be carry where the optimizer remembers nothing, got "
+            f"{config.growth.optimizer.state} with sgd of momentum 0"
         )
     if data.augment.mixup and config.train.loss.name == "margin":
         raise UserInputError(

@@ -201,7 +201,9 @@ class _Progress:
                 parts.data, "train", size, order=stream, augmentation=stream, channels_last=parts.compute.channels_last
             )
         )
+        edits = len(parts.controller.edits)
         event = parts.controller.grow(parts.trainer.optimizer, Inputs((inputs,)), targets, self.history)
+        parts.aftermath.follow(parts.controller.edits[edits:])
         self.cost.add("growth", event.flops_spent + parts.controller.take_measuring_flops())
         self.events.append(event)
         self._measure_model()

@@ -22,6 +22,7 @@ FLOORS = [
     ["losses", "convolutions"],
     ["metrics", "surgery"],
     [
+        "growth.aftermath",
         "growth.base",
         "growth.history",
         "growth.limits",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from growkit.config.after_growth import AfterGrowthSettings
 from growkit.config.base import BY_NAME, Settings, named
 from growkit.config.policies import (
     AllSitesSettings,
@@ -22,6 +23,7 @@ from growkit.config.policies import (
 )
 
 __all__ = [
+    "AfterGrowthSettings",
     "AllSitesSettings",
     "AnyAllocator",
     "AnyInitializer",
@@ -263,6 +265,7 @@ class GrowthSettings(Settings):
     initialises sites the initializer cannot serve; null refuses them.
     tolerance: largest relative change of the outputs (fp32) that an event may cause; under initializers that change the
     function by design (firefly, splitting, tiny) the change with silent new units, before those are given their values.
+    optimizer: what becomes of the optimizer after an event.
     """
 
     when: AnyTrigger = PeriodicSettings()
@@ -274,6 +277,7 @@ class GrowthSettings(Settings):
     sites: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("*",)
     budget: BudgetSettings = BudgetSettings()
     tolerance: Positive = 1e-5
+    optimizer: AfterGrowthSettings = AfterGrowthSettings()
 
     @model_validator(mode="after")
     def _pace_has_a_budget_and_an_end(self) -> Self:

@@ -1,0 +1,50 @@
+"""What becomes of the optimizer after a growth event that stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from growkit.config.growth import AfterGrowthSettings
+from growkit.surgery import EditRecord, IndexMap, forget_state
+
+__all__ = ["Aftermath"]
+
+
+@dataclass
+class Aftermath:
+    """Does to an optimizer what `growth.optimizer` says, event by event.
+
+    Attributes:
+        settings: what is done.
+        model: that grows. optimizer: that trains it.
+    """
+
+    settings: AfterGrowthSettings
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def follow(self, records: Sequence[EditRecord]) -> None:
+        """After an event; one that was undone left no records, and nothing is done.
+
+        Args:
+            records: of its edits, in order.
+        """
+        if not records:
+            return
+        if self.settings.state == "reset_all":
+            self.optimizer.state.clear()
+        elif self.settings.state == "reset_grown":
+            for parameter in dict.fromkeys(parameter for parameter, _ in self._grown(records)):
+                if parameter in self.optimizer.state:
+                    forget_state(self.optimizer, parameter)
+
+    def _grown(self, records: Sequence[EditRecord]) -> Iterator[tuple[nn.Parameter, Sequence[IndexMap | None]]]:
+        """Every change of a parameter, in order; two sites may change the same one."""
+        for record in records:
+            for change in record.tensors:
+                if change.kind == "parameter":
+                    yield self.model.get_parameter(change.names[0]), change.index_maps

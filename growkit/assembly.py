@@ -149,15 +149,8 @@ def _fit(
         _check_policy(controller, clock, validates=len(data.split("validate")) > 0)
         _check_budget(controller, clock, example)
         plan = controller.plan(clock)
-    trainer = Trainer(
-        model,
-        optimizer,
-        data,
-        config.train,
-        compute,
-        streams,
-        clock.total_steps,
-    )
+    aftermath = Aftermath(config.growth.optimizer, model, optimizer)
+    trainer = Trainer(model, optimizer, data, config.train, compute, streams, clock.total_steps, damping=aftermath.rate)
     parts = Assembly(
         config=config,
         data=data,
@@ -166,7 +159,7 @@ def _fit(
         compute=compute,
         streams=streams,
         controller=controller,
-        aftermath=Aftermath(config.growth.optimizer, model, optimizer),
+        aftermath=aftermath,
         trainer=trainer,
         plan=plan,
         planned_flops=None,

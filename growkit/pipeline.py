@@ -203,7 +203,7 @@ class _Progress:
         )
         edits = len(parts.controller.edits)
         event = parts.controller.grow(parts.trainer.optimizer, Inputs((inputs,)), targets, self.history)
-        parts.aftermath.follow(parts.controller.edits[edits:])
+        parts.aftermath.follow(parts.controller.edits[edits:], event.step)
         self.cost.add("growth", event.flops_spent + parts.controller.take_measuring_flops())
         self.events.append(event)
         self._measure_model()

@@ -63,6 +63,7 @@ class Trainer:
         model, optimizer: changed in place; the model may be widened between stages.
         data: device-resident. settings: of training. compute: device and precision. streams: random streams.
         total_steps: the whole run's optimizer steps. step, epoch: done so far.
+        damping: what the scheduled learning rate is multiplied by, besides, for a step (from 0).
         last_batch_size, last_passes: samples of the last step and how often it passed through the model, for the FLOPs
             ledger.
     """
@@ -74,6 +75,7 @@ class Trainer:
     compute: ComputePolicy
     streams: Streams
     total_steps: int
+    damping: Callable[[int], float] = lambda step: 1.0
     step: int = 0
     epoch: int = 0
     last_batch_size: int = 0
@@ -166,6 +168,7 @@ class Trainer:
 
     def _set_rate(self) -> None:
         factor = rate_factor(self.settings.schedule, self.step, self.total_steps, self.steps_per_epoch)
+        factor *= self.damping(self.step)
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base * factor
 

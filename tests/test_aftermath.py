@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from growkit.config import config_from_overrides
 from growkit.config.growth import AfterGrowthSettings
 from growkit.config.policies import BudgetSettings, RoundRobinSettings
-from growkit.errors import UserInputError
+from growkit.errors import ConfigError, UserInputError
 from growkit.growth import controller as controller_module
 from growkit.growth.aftermath import Aftermath
 from growkit.optim import SAM, AdaBound, AMSBound
 from growkit.pipeline import run as run_config
+from growkit.train import Trainer
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True),
@@ -57,7 +58,7 @@ def grown(run: Run, **settings: Any) -> Aftermath:
     """One event, and what comes after it."""
     aftermath = Aftermath(AfterGrowthSettings(**settings), run.model, run.optimizer)
     run.grow()
-    aftermath.follow(run.controller.edits)
+    aftermath.follow(run.controller.edits, run.history.step)
     return aftermath
 
 
@@ -143,9 +144,26 @@ def test_an_undone_event_leaves_the_memory_to_the_last_bit(
     before, twin = memory(run.model, run.optimizer), copy.deepcopy(run.model)
     aftermath = Aftermath(AfterGrowthSettings(state=state), run.model, run.optimizer)
     assert run.grow().undone is not None
-    aftermath.follow(run.controller.edits)
+    aftermath.follow(run.controller.edits, run.history.step)
     assert equal(memory(run.model, run.optimizer), before)
     assert all(map(torch.equal, run.model.parameters(), twin.parameters()))
+
+
+# the learning rate
+
+
+def test_the_rate_climbs_back_and_an_event_on_the_way_begins_anew() -> None:
+    run = trained("sgd")
+    aftermath = Aftermath(AfterGrowthSettings(rewarm_steps=4, rewarm_from=0.2), run.model, run.optimizer)
+    assert [aftermath.rate(step) for step in range(3)] == [1.0] * 3
+    aftermath.follow(run.controller.edits, 3)
+    assert aftermath.rate(3) == 1.0  # there was no event that stands
+    run.grow(step=3)
+    aftermath.follow(run.controller.edits, 3)
+    assert [aftermath.rate(step) for step in range(3, 9)] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
+    run.grow(step=5)
+    aftermath.follow(run.controller.edits[1:], 5)
+    assert [aftermath.rate(step) for step in range(5, 10)] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
 
 
 # runs
@@ -168,6 +186,39 @@ def losses(**settings: Any) -> list[float]:
 def test_a_run_forgets_at_its_event_and_not_before() -> None:
     carried, reset = losses(), losses(**{"growth.optimizer.state": "reset_all"})
     assert carried[0] == reset[0] and carried[1] != reset[1]
+
+
+@pytest.mark.parametrize("schedule", ["constant", {"name": "cosine", "warmup_epochs": 1.5}, "step"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sam", "adabound"])
+def test_a_run_climbs_back_to_its_schedule_whatever_that_is(
+    schedule: Any, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs of 2 steps; the event comes after the first."""
+    settings = {"train.schedule": schedule, "train.optimizer": optimizer, "train.epochs": 4, "data.limit": 180}
+    plain, climbing = (rates(monkeypatch, **settings, **more) for more in ({}, {"growth.optimizer.rewarm_steps": 4}))
+    assert len(plain) == 8
+    expected = [1.0, 1.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [b / a for a, b in zip(plain, climbing, strict=True)] == pytest.approx(expected)
+
+
+def rates(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[float]:
+    """Of every step of a run, as its optimizer had it."""
+    seen: list[float] = []
+    step = Trainer._one_step
+
+    def watched(self: Trainer, inputs: Tensor, targets: Tensor) -> None:
+        step(self, inputs, targets)
+        seen.append(self.learning_rate)
+
+    monkeypatch.setattr(Trainer, "_one_step", watched)
+    losses(**settings)
+    monkeypatch.undo()
+    return seen
+
+
+def test_a_climb_without_a_length_is_refused() -> None:
+    with pytest.raises(ConfigError, match="rewarm_from needs rewarm_steps, got rewarm_from 0.5 alone"):
+        config_from_overrides({"growth.optimizer.rewarm_from": 0.5})
 
 
 def test_nothing_to_forget_is_refused() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
 
 from growkit.config.base import Settings
 
@@ -18,6 +20,16 @@ class AfterGrowthSettings(Settings):
     again. Under carry the count goes on, and new entries are not corrected: with Adam's defaults their first steps are
     3 to 7 times as long as those of a new parameter. SAM's own count of steps, for its radius and interval, always
     goes on.
+    rewarm_steps: over so many steps after an event the learning rate climbs in a straight line back to its schedule; 0
+    is none. An event on the way begins anew. rewarm_from: the share of the scheduled rate that the climb begins at.
     """
 
     state: Literal["carry", "reset_grown", "reset_all"] = "carry"
+    rewarm_steps: Annotated[int, Field(ge=0)] = 0
+    rewarm_from: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _a_climb_has_a_length(self) -> Self:
+        if self.rewarm_from > 0.0 and self.rewarm_steps == 0:
+            raise ValueError(f"rewarm_from needs rewarm_steps, got rewarm_from {self.rewarm_from:g} alone")
+        return self

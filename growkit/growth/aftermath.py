@@ -1,14 +1,15 @@
-"""What becomes of the optimizer after a growth event that stands."""
+"""What becomes of the optimizer and of the learning rate after a growth event that stands."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from growkit.config.growth import AfterGrowthSettings
+from growkit.schedule import rewarm_factor
 from growkit.surgery import EditRecord, IndexMap, forget_state
 
 __all__ = ["Aftermath"]
@@ -26,21 +27,28 @@ class Aftermath:
     settings: AfterGrowthSettings
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    _last: int | None = field(default=None, repr=False)  # the step after which the last event came
 
-    def follow(self, records: Sequence[EditRecord]) -> None:
+    def follow(self, records: Sequence[EditRecord], step: int) -> None:
         """After an event; one that was undone left no records, and nothing is done.
 
         Args:
             records: of its edits, in order.
+            step: after how many optimizer steps it came.
         """
         if not records:
             return
+        self._last = step
         if self.settings.state == "reset_all":
             self.optimizer.state.clear()
         elif self.settings.state == "reset_grown":
             for parameter in dict.fromkeys(parameter for parameter, _ in self._grown(records)):
                 if parameter in self.optimizer.state:
                     forget_state(self.optimizer, parameter)
+
+    def rate(self, step: int) -> float:
+        """What the scheduled learning rate is multiplied by for optimizer step number `step`, from 0."""
+        return 1.0 if self._last is None else rewarm_factor(self.settings, step - self._last)
 
     def _grown(self, records: Sequence[EditRecord]) -> Iterator[tuple[nn.Parameter, Sequence[IndexMap | None]]]:
         """Every change of a parameter, in order; two sites may change the same one."""

@@ -203,11 +203,13 @@ class _Progress:
         )
         edits = len(parts.controller.edits)
         event = parts.controller.grow(parts.trainer.optimizer, Inputs((inputs,)), targets, self.history)
-        parts.aftermath.follow(parts.controller.edits[edits:], event.step)
+        notes = parts.aftermath.follow(parts.controller.edits[edits:], event.step)
         self.cost.add("growth", event.flops_spent + parts.controller.take_measuring_flops())
         self.events.append(event)
         self._measure_model()
         self.report.growth(event, parts.widths, self.cost.training)
+        for note in notes:
+            self.report.warned(note)
 
     def save_stage(self, number: int) -> None:
         """Write the model as it is into `stages/`."""

@@ -22,11 +22,16 @@ class AfterGrowthSettings(Settings):
     goes on.
     rewarm_steps: over so many steps after an event the learning rate climbs in a straight line back to its schedule; 0
     is none. An event on the way begins anew. rewarm_from: the share of the scheduled rate that the climb begins at.
+    part_rates: norm_ratio gives the entries that a weight gained at one event a learning rate of their own, in
+    proportion to their norm, eta_0 |W_t| / |W_0| with W_0 the weight's first entries (Yuan, Savarese and Maire, NeurIPS
+    2023); meant for initializer: variance_transfer. Whole steps are scaled, weight decay included; biases and gains,
+    and parts that begin at 0, keep the full rate.
     """
 
     state: Literal["carry", "reset_grown", "reset_all"] = "carry"
     rewarm_steps: Annotated[int, Field(ge=0)] = 0
     rewarm_from: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    part_rates: Literal["none", "norm_ratio"] = "none"
 
     @model_validator(mode="after")
     def _a_climb_has_a_length(self) -> Self:

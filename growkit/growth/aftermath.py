@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from growkit.config.growth import AfterGrowthSettings
+from growkit.optim import PartRates
 from growkit.schedule import rewarm_factor
 from growkit.surgery import EditRecord, IndexMap, forget_state
 
@@ -27,18 +28,33 @@ class Aftermath:
     settings: AfterGrowthSettings
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    _told: set[str] = field(default_factory=set, repr=False)
     _last: int | None = field(default=None, repr=False)  # the step after which the last event came
 
-    def follow(self, records: Sequence[EditRecord], step: int) -> None:
+    def __post_init__(self) -> None:
+        self.part_rates = PartRates(self.optimizer) if self.settings.part_rates == "norm_ratio" else None
+
+    def follow(self, records: Sequence[EditRecord], step: int) -> list[str]:
         """After an event; one that was undone left no records, and nothing is done.
 
         Args:
             records: of its edits, in order.
             step: after how many optimizer steps it came.
+
+        Returns:
+            What the user should know.
         """
         if not records:
-            return
+            return []
         self._last = step
+        self._forget(records)
+        return [] if self.part_rates is None else self._notes(self.part_rates.grew(list(self._grown(records))))
+
+    def rate(self, step: int) -> float:
+        """What the scheduled learning rate is multiplied by for optimizer step number `step`, from 0."""
+        return 1.0 if self._last is None else rewarm_factor(self.settings, step - self._last)
+
+    def _forget(self, records: Sequence[EditRecord]) -> None:
         if self.settings.state == "reset_all":
             self.optimizer.state.clear()
         elif self.settings.state == "reset_grown":
@@ -46,9 +62,14 @@ class Aftermath:
                 if parameter in self.optimizer.state:
                     forget_state(self.optimizer, parameter)
 
-    def rate(self, step: int) -> float:
-        """What the scheduled learning rate is multiplied by for optimizer step number `step`, from 0."""
-        return 1.0 if self._last is None else rewarm_factor(self.settings, step - self._last)
+    def _notes(self, zero: Sequence[nn.Parameter]) -> list[str]:
+        """Which weights keep the full rate; each is named once."""
+        names = [name for name, one in self.model.named_parameters() if any(one is other for other in zero)]
+        new = [name for name in names if name not in self._told]
+        self._told.update(new)
+        if not new:
+            return []
+        return [f"growth.optimizer.part_rates: new parts that are 0 keep the full learning rate: {', '.join(new)}"]
 
     def _grown(self, records: Sequence[EditRecord]) -> Iterator[tuple[nn.Parameter, Sequence[IndexMap | None]]]:
         """Every change of a parameter, in order; two sites may change the same one."""

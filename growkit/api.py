@@ -19,7 +19,7 @@ from growkit.data import data_from_user, with_transforms
 from growkit.errors import GrowthRefused, SurgeryError, UserInputError
 from growkit.graph import GrowthSite, Sites, check_model, check_values, outside_inference_mode, refuse_wrappers
 from growkit.growth.base import History
-from growkit.growth.controller import GrowthEvent
+from growkit.growth.event import GrowthEvent
 from growkit.growth.initializers import build_initializer
 from growkit.growth.statistics import Measurement
 from growkit.pipeline import Stage, run

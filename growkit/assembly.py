@@ -18,7 +18,7 @@ from growkit.data import Data, load_data, num_batches
 from growkit.device import ComputePolicy, choose_compute
 from growkit.errors import ModelError, UserInputError
 from growkit.folders import check_writable
-from growkit.graph import Refusal, check_model, check_values, copy_of, find_sites
+from growkit.graph import check_model, check_values, copy_of, find_sites
 from growkit.growth.aftermath import Aftermath
 from growkit.growth.base import Clock
 from growkit.growth.controller import GrowthController
@@ -30,7 +30,7 @@ from growkit.losses import build_loss
 from growkit.models import build_model, check_output
 from growkit.optim import build_optimizer, passes_per_step
 from growkit.rng import Streams, isolated
-from growkit.surgery import Inputs, lookup, untouched
+from growkit.surgery import Inputs, untouched
 from growkit.train import Trainer
 
 __all__ = ["Assembly", "assemble"]
@@ -134,7 +134,6 @@ def _fit(
         _rehearse(config, model, data, loss, compute)
         sites = find_sites(model, example)
         controller = GrowthController(model, sites, config.growth, loss, compute, streams.generator("growth"))
-        _give_up_complex(controller)
         controller.prepare(Inputs((data.example(TRIAL_SAMPLES),)))
         controller.measure = Prospector(
             model=model,
@@ -255,16 +254,6 @@ def _trustworthy(compute: ComputePolicy, config: Config, model: nn.Module, data:
     return replace(compute, precision="fp32", channels_last=False, reason=cause)
 
 
-def _give_up_complex(controller: GrowthController) -> None:
-    """Refuse the sites with complex weights: no initializer has a rule for their gradients and activations."""
-    for site in list(controller.tracked):
-        names = [m.names[0] for m in site.members if lookup(controller.model, m.names[0], m.kind).is_complex()]
-        if names:
-            reason = f"moves the complex weight {names[0]!r}, for which no initializer has a rule"
-            controller.refusals.append(Refusal(site.name, site.width, reason, site.location))
-            controller.tracked.remove(site)
-
-
 def _rehearse(config: Config, model: nn.Module, data: Data, loss: Loss, compute: ComputePolicy) -> None:
     """One forward and backward pass at each size of batch the run will use; the model is left as it was.
 
@@ -370,10 +359,8 @@ def _warnings(
 ) -> list[str]:
     unknown, beyond_graph = controller.counted.unknown, controller.flops_beyond_graph
     found = [*data.notes, *_plan_warnings(config, controller, plan, clock)]
-    if controller.not_checked:
-        found.append(
-            f"the model does not bear {', '.join(controller.not_checked)}, so the trial of its sites left that out"
-        )
+    if left_out := controller.candidates.not_checked:
+        found.append(f"the model does not bear {', '.join(left_out)}, so the trial of its sites left that out")
     if unknown:
         found.append(f"FLOPs leave out operators without a formula: {', '.join(unknown)}")
     if beyond_graph:

@@ -60,6 +60,10 @@ class GrowthRefused(UserInputError):
     """A width may not grow; the message gives the reason and where it stands."""
 
 
+class GrowthWaits(GrowthRefused):
+    """A width cannot grow for what the growth batch shows; on a later one it may."""
+
+
 class SurgeryError(GrowkitError):
     """An edit changed the function or broke the model; it was rolled back."""
 

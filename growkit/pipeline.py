@@ -19,7 +19,7 @@ from growkit.data import Data, batches
 from growkit.environment import describe_environment
 from growkit.graph import Refusal
 from growkit.growth.base import EpochRecord, History
-from growkit.growth.controller import GrowthEvent
+from growkit.growth.event import GrowthEvent
 from growkit.metrics import Evaluation
 from growkit.report import ConsoleReport, JsonLines, MetricsTable, Observer, Reporter, RunFacts, RunFolder
 from growkit.surgery import Inputs

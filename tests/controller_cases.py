@@ -17,9 +17,11 @@ from growkit.config.growth import (
     PeriodicSettings,
 )
 from growkit.device import ComputePolicy
-from growkit.graph import Sites, find_sites
+from growkit.errors import GrowthWaits
+from growkit.graph import GrowthSite, Sites, find_sites
 from growkit.growth.base import Clock, Extended, History, Initializer
-from growkit.growth.controller import GrowthController, GrowthEvent
+from growkit.growth.controller import GrowthController
+from growkit.growth.event import GrowthEvent
 from growkit.surgery import Inputs
 
 FP32 = ComputePolicy("cpu", "fp32", False, "a test")
@@ -128,3 +130,20 @@ class Careless(Initializer):
                         [num_new if d == dim else size for d, size in enumerate(shape)], generator=generator
                     )
         return Extended(values, "zero_fan_out", "a test")
+
+
+class Waiting(Initializer):
+    """Cannot serve some sites on this batch, and serves the others as another initializer does."""
+
+    name = "waiting"
+
+    def __init__(self, served: Initializer, waits: tuple[str, ...]):
+        self.served, self.waits = served, waits
+
+    def refuses(self, site: GrowthSite) -> str | None:
+        return None
+
+    def extend(self, site: GrowthSite, num_new: int, measurement: Any, generator: torch.Generator) -> Extended:
+        if site.name in self.waits:
+            raise GrowthWaits("no gradient on this batch")
+        return self.served.extend(site, num_new, measurement, generator)

@@ -9,7 +9,7 @@ from growkit.config import Config
 from growkit.config.run import RunSettings
 from growkit.graph import Refusal
 from growkit.growth.base import EpochRecord, GrowthDecision, Nothing
-from growkit.growth.controller import GrowthEvent, SiteGrowth
+from growkit.growth.event import GrowthEvent, SiteGrowth
 from growkit.growth.plan import GrowthPlan, PlannedEvent
 from growkit.report import (
     Observer,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from controller_cases import CLOCK, Careless, Chain, Fixed, start, traced
+from controller_cases import CLOCK, Careless, Chain, Fixed, Waiting, start, traced
 from torch import Tensor, nn
 
 from growkit.config.growth import (
@@ -21,7 +21,7 @@ from growkit.config.growth import (
 from growkit.device import ComputePolicy
 from growkit.errors import GrowthRefused, SurgeryError, UserInputError
 from growkit.growth.base import GrowthRecord
-from growkit.growth.controller import describe_refusals
+from growkit.growth.event import describe_refusals
 from growkit.growth.initializers import any_graph
 from growkit.surgery import function_change, observe, replay
 
@@ -267,3 +267,25 @@ def test_verifying_is_paid_for() -> None:
     tried = [{"0": 6, "2": 6, "4": 6}, {"0": 6}, {"0": 6, "2": 6}, {"0": 6, "4": 6}, {"0": 6, "4": 6}]
     attempts = sum(2 * graph.flops({"0": 4, "2": 4, "4": 4} | widths) for widths in tried)
     assert event.flops_spent == 12 * (3 * event.flops_before + attempts + 3 * event.flops_after)
+
+
+def test_a_site_that_the_batch_does_not_serve_waits_for_a_later_event() -> None:
+    run = start(Chain).prepare()
+    served = run.controller.initializer
+    run.controller.initializer = Waiting(served, ("2",))
+    event = run.grow()
+    assert [(one.name, one.reason) for one in event.waiting] == [("2", "no gradient on this batch")]
+    assert [one.site for one in event.grown] == ["0", "4"] and event.refused == () and event.undone is None
+    run.controller.initializer = served
+    assert [one.site for one in run.grow(2).grown] == ["0", "2", "4"]
+
+
+def test_an_event_whose_sites_all_wait_changes_nothing_and_says_so() -> None:
+    run = start(Chain).prepare()
+    served, widths = run.controller.initializer, [site.width for site in run.controller.sites]
+    run.controller.initializer = Waiting(served, ("0", "2", "4"))
+    event = run.grow()
+    assert event.undone == "no site could grow on this batch" and len(event.waiting) == 3 and event.flops_spent > 0
+    assert [site.width for site in run.controller.sites] == widths and run.history.growths == []
+    run.controller.initializer = served
+    assert len(run.grow(2).grown) == 3

@@ -13,6 +13,7 @@ from controller_cases import Careless, Chain, Run, start, traced
 from torch import Tensor
 
 from growkit.growth import controller as controller_module
+from growkit.growth import operation as operation_module
 from growkit.surgery import replay, transaction, undo
 
 
@@ -54,7 +55,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, module: Any, target: str, call
 @pytest.mark.parametrize(
     ("module", "target", "call"),
     [
-        *((controller_module, "observe", call) for call in (1, 2, 3)),
+        *((operation_module, "observe", call) for call in (1, 2, 3)),
         *((undo, "replace_data", call) for call in (1, 4, 9)),
         (controller_module, "new_entries", 1),
     ],
@@ -86,11 +87,11 @@ class Interrupting:
 
     def __init__(self, line: int):
         self.left = line
-        self.files = {controller_module.__file__, transaction.__file__, undo.__file__}
+        self.files = {controller_module.__file__, operation_module.__file__, transaction.__file__, undo.__file__}
 
     def __call__(self, frame: Any, event: str, argument: Any) -> Any:
         # no code can protect the exit of a `with` itself, and there are two of torch's in the look
-        if frame.f_code.co_filename not in self.files or frame.f_code.co_name == "_look":
+        if frame.f_code.co_filename not in self.files or frame.f_code.co_name == "look_at":
             return None
         if event == "line":
             self.left -= 1

@@ -24,8 +24,9 @@ from growkit.config.growth import (
 )
 from growkit.errors import SurgeryError, TrainingError
 from growkit.growth import controller as controller_module
+from growkit.growth import operation as operation_module
 from growkit.growth.base import Extended, Initializer
-from growkit.growth.controller import GrowthEvent
+from growkit.growth.event import GrowthEvent
 from growkit.growth.rewriting import Rewriting, combine
 from growkit.surgery import function_change, observe
 
@@ -147,16 +148,21 @@ def test_a_site_that_is_given_up_is_not_rewritten(wrong: str, name: str) -> None
 
 @pytest.mark.parametrize("name", ["variance_transfer", "net2wider", "firefly"])
 @pytest.mark.parametrize(
-    ("target", "call"), [("observe", 2), ("observe", 3), ("grow", 1), ("align_state", 1), ("new_entries", 1)]
+    ("module", "target", "call"),
+    [
+        *((operation_module, target, call) for target, call in (("observe", 2), ("observe", 3))),
+        *((operation_module, target, 1) for target in ("grow", "align_state")),
+        (controller_module, "new_entries", 1),
+    ],
 )
 def test_an_interrupt_puts_rewritten_weights_back(
-    name: str, target: str, call: int, monkeypatch: pytest.MonkeyPatch
+    name: str, module: Any, target: str, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = KEEPING.get(name) or FireflySettings(steps=2)
     run = trained(start(ReluChain, initializer=settings).prepare())
     before = everything(run)
     with monkeypatch.context() as patch:
-        interrupt_at(patch, controller_module, target, call)
+        interrupt_at(patch, module, target, call)
         with pytest.raises(KeyboardInterrupt):
             run.grow()
     assert same(everything(run), before)

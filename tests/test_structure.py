@@ -38,6 +38,7 @@ FLOORS = [
         "growth.plan",
         "train",
     ],
+    ["growth.candidates", "growth.operation"],
     ["growth.controller", "growth.prospector"],
     ["report"],
     ["checkpoint"],

@@ -41,6 +41,7 @@ class GrowthEvent:
         step: after how many optimizer steps.
         grown: per site what happened.
         refused: sites given up at this event, with the reason.
+        waiting: sites that were to grow and could not, for what this batch shows; they may at a later event.
         change: relative change of the outputs in fp32, eval and train mode; above `growth.tolerance` only where a site
             in `grown` does not preserve the function.
         change_at_precision: the same under the run's autocast, eval mode; recorded, not gated; None in fp32.
@@ -69,6 +70,7 @@ class GrowthEvent:
     decisions: tuple[GrowthDecision, ...] = ()
     latency_ms: float | None = None
     undone: str | None = None
+    waiting: tuple[Refusal, ...] = ()
 
 
 def describe_refusals(refusals: Sequence[Refusal]) -> str:

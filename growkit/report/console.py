@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from growkit.growth.base import EpochRecord, Nothing
-from growkit.growth.controller import GrowthEvent, describe_refusals
+from growkit.growth.event import GrowthEvent, describe_refusals
 from growkit.report.observer import Observer, RunFacts
 
 __all__ = ["ConsoleReport", "human", "shortened", "summary_lines"]
@@ -119,6 +119,7 @@ class ConsoleReport(Observer):
             for g in event.grown
         ]
         lines += [f"{r.name}: given up, {r.reason}" for r in event.refused]
+        lines += [f"{r.name}: waits, {r.reason}" for r in event.waiting]
         lines.append(
             f"parameters {event.params_before:,} -> {event.params_after:,}   "
             f"loss {event.loss_before:.6f} -> {event.loss_after:.6f}   "

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, TextIO
 
 from growkit.growth.base import EpochRecord, Nothing
-from growkit.growth.controller import GrowthEvent
+from growkit.growth.event import GrowthEvent
 from growkit.growth.plan import GrowthPlan
 from growkit.report.observer import Observer, RunFacts
 from growkit.report.strict_json import to_json

@@ -12,7 +12,7 @@ from growkit.config import Config
 from growkit.errors import TrainingError
 from growkit.graph import Refusal
 from growkit.growth.base import EpochRecord, Nothing
-from growkit.growth.controller import GrowthEvent
+from growkit.growth.event import GrowthEvent
 from growkit.growth.plan import GrowthPlan
 
 __all__ = ["Observer", "Reporter", "RunFacts"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growkit.growth.base import EpochRecord, Nothing
-from growkit.growth.controller import GrowthEvent
+from growkit.growth.event import GrowthEvent
 from growkit.losses import is_cross_entropy
 from growkit.metrics import metric_names
 from growkit.report.observer import Observer, RunFacts

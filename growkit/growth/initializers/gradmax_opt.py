@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from growkit.config.growth import GradMaxOptSettings
-from growkit.errors import GrowthRefused
+from growkit.errors import GrowthRefused, GrowthWaits
 from growkit.graph import GrowthSite
 from growkit.growth.base import Extended, Initializer
 from growkit.growth.initializers.forms import choose_form
@@ -84,7 +84,7 @@ class GradMaxOpt(Initializer):
         check_gradients(gradients.values(), site)
         square = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum()
         if not square.item() > 0.0:
-            raise GrowthRefused(
+            raise GrowthWaits(
                 f"gradmax_opt needs a gradient to make larger, and that of new units at {site.name} is 0 on the growth "
                 "batch; grow later or on a larger batch, or set growth.fallback"
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from growkit.config.growth import Net2WiderSettings
 from growkit.device import exact_arithmetic
-from growkit.errors import GrowthRefused
+from growkit.errors import GrowthWaits
 from growkit.graph import GrowthSite, copy_of
 from growkit.growth.base import Extended, Initializer
 from growkit.growth.initializers.units import UnitPlaces, not_plain
@@ -42,7 +42,7 @@ class Net2Wider(Initializer):
         places = UnitPlaces(site, num_new)
         alive = torch.nonzero(_gradient_norms(places, measurement, site) > 0.0)[:, 0]
         if not len(alive):
-            raise GrowthRefused(
+            raise GrowthWaits(
                 f"net2wider copies units that learn, and none at {site.name} has a gradient on the growth batch; grow "
                 "later or on a larger batch, or set growth.fallback"
             )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from growkit.config.growth import SplittingSettings
 from growkit.device import exact_arithmetic
-from growkit.errors import GrowthRefused
+from growkit.errors import GrowthRefused, GrowthWaits
 from growkit.graph import GrowthSite
 from growkit.growth.base import Extended, Initializer
 from growkit.growth.initializers.chain_pass import chain_pass
@@ -91,7 +91,7 @@ class Splitting(Initializer):
 
             values, vectors = lowest_eigenpairs(product, rows.detach(), generator)
         if not bool((values != 0.0).any()):
-            raise GrowthRefused(
+            raise GrowthWaits(
                 f"splitting needs an activation that curves or a loss that minds it, and at {site.name} all splitting "
                 "matrices are 0 on the growth batch (as with torch's ReLU); take another initializer, or set "
                 "growth.fallback"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from growkit.config.growth import RandomSettings, TinySettings
 from growkit.device import exact_arithmetic
-from growkit.errors import GrowthRefused
+from growkit.errors import GrowthRefused, GrowthWaits
 from growkit.graph import GrowthSite
 from growkit.growth.base import Extended, Initializer
 from growkit.growth.initializers.chain_pass import ChainPass, chain_pass, patches
@@ -65,7 +65,7 @@ class Tiny(Initializer):
             if facts["loss"] < facts["loss_before"]:
                 break
         else:
-            raise GrowthRefused(
+            raise GrowthWaits(
                 f"tiny needs an amplitude of the new units that lowers the loss, and at {site.name} none of "
                 f"{min(AMPLITUDES):.0e} to {max(AMPLITUDES):g} does on the growth batch; grow later, or set "
                 "growth.fallback"

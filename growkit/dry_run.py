@@ -28,6 +28,7 @@ def describe(config: Config) -> dict[str, Any]:
         "target": {"params": graph.params(parts.controller.targets), "flops": graph.flops(parts.controller.targets)},
         "final": {"params": graph.params(final), "flops": graph.flops(final)},
         "train_flops": parts.planned_flops,
+        "flops_limit": config.train.flops,
         "sites": [
             {
                 "name": site.name,
@@ -50,11 +51,12 @@ def describe(config: Config) -> dict[str, Any]:
 
 def render(facts: dict[str, Any]) -> str:
     """The facts as text."""
+    at_most = "at most " if facts["flops_limit"] is not None and facts["plan"] is None else ""
     lines = [
         "data      " + ", ".join(f"{name} {size}" for name, size in facts["data"].items()),
         *([f"reading   {facts['reading']}"] if facts["reading"] else []),
         f"compute   {facts['compute']['device']}, {facts['compute']['precision']} ({facts['compute']['reason']})",
-        f"training  {facts['steps']} steps, {facts['steps_per_epoch']} per epoch"
+        f"training  {at_most}{facts['steps']} steps, {facts['steps_per_epoch']} per epoch"
         + (f", {human(facts['train_flops'])}FLOPs" if facts["train_flops"] is not None else ""),
     ]
     lines += [f"{name:<9} {_size(facts[name])}" for name in ("seed", "target", "final")]

@@ -1,4 +1,4 @@
-"""READ FIRST: a run from settings to result. Train a stage, grow, train the next, until the steps are done."""
+"""READ FIRST: a run from settings to result. Train a stage, grow, train the next, until the run is done."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def run(
     with _Progress.open(parts, observers, writes, started) as progress:
         while not parts.trainer.finished:
             progress.train_stage()
-            if parts.controller.due(progress.history):
+            if not parts.trainer.finished and parts.controller.due(progress.history):
                 progress.grow()
         return progress.conclude()
 
@@ -118,7 +118,6 @@ class _Progress:
     folder: Path | None
     history: History
     started: _Clock
-    cost: TrainingCost = field(default_factory=TrainingCost)
     stages: list[Stage] = field(default_factory=list)
     events: list[GrowthEvent] = field(default_factory=list)
     first_gradients: dict[str, float] = field(default_factory=dict)  # smallest seen per site
@@ -151,6 +150,11 @@ class _Progress:
                 self.report.failed(self.parts.trainer.step, f"{type(error).__name__}: {error}")
         finally:
             self.report.close()
+
+    @property
+    def cost(self) -> TrainingCost:
+        """The ledger; the trainer books its steps."""
+        return self.parts.trainer.cost
 
     def _start(self) -> None:
         parts = self.parts
@@ -260,6 +264,8 @@ class _Progress:
 
     def _stop(self, step: int) -> bool:
         controller = self.parts.controller
+        if self.parts.trainer.finished:  # nothing that grew now would be trained
+            return False
         due = controller.due(self.history)
         if flops := controller.take_measuring_flops():
             self.cost.add("growth", flops)
@@ -269,7 +275,6 @@ class _Progress:
 
     def _after_step(self, step: int) -> None:
         self.history.step, self.history.wall_seconds = step, self.started.wall_seconds()
-        self.cost.add_steps(self.flops, self.parts.trainer.last_batch_size, self.parts.trainer.last_passes)
         if norms := self.parts.controller.first_step_gradients():
             self.report.new_units(step, norms)
             self.first_gradients |= {
@@ -313,6 +318,7 @@ class _Progress:
     def _measure_model(self) -> None:
         self.params = count_params(self.parts.model)
         self.flops = count_flops(self.parts.model, self.parts.data.example(2)).total
+        self.parts.trainer.flops_per_sample = self.flops
 
     def _architecture(self) -> Architecture:
         parts = self.parts

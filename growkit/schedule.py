@@ -10,14 +10,15 @@ from growkit.config.train import ConstantSettings, CosineSettings, ScheduleSetti
 __all__ = ["rate_factor", "rewarm_factor"]
 
 
-def rate_factor(settings: ScheduleSettings, step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """What the learning rate is multiplied by for optimizer step number `step` (from 0) of `total_steps`.
+def rate_factor(settings: ScheduleSettings, step: int, progress: float, steps_per_epoch: int) -> float:
+    """What the learning rate is multiplied by for optimizer step number `step` (from 0).
 
-    Warm-up rises linearly from 1/n to 1 over its n steps; the schedule itself runs over the whole run.
+    Warm-up rises linearly from 1/n to 1 over its n steps; the schedule itself runs over the whole run, of which
+    `progress`, from 0 to 1, is done before the step.
     """
     warmup = settings.warmup_epochs * steps_per_epoch
     rise = min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
-    return rise * _shape(settings, step / max(1, total_steps))
+    return rise * _shape(settings, progress)
 
 
 def rewarm_factor(settings: AfterGrowthSettings, since: int) -> float:

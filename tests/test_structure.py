@@ -41,7 +41,7 @@ FLOORS = [
     ["growth.candidates", "growth.operation"],
     ["growth.controller", "growth.prospector"],
     ["report"],
-    ["checkpoint"],
+    ["checkpoint", "length"],
     ["assembly"],
     ["pipeline", "dry_run", "inspection"],
     ["api", "doctor", "starting"],

@@ -217,7 +217,7 @@ class OverfitGuard(Trigger):
         ]:
             return (
                 f"base never fires after the first {self.settings.window} epochs, and before them overfit_guard does "
-                "not; raise train.epochs or base.events, or lower window or base.start"
+                f"not; raise {clock.setting} or base.events, or lower window or base.start"
             )
         return _too_late(clock, self.settings.window, "window") or self.base.refuses(clock, validates)
 
@@ -268,7 +268,7 @@ def _too_late(clock: Clock, epochs: int, setting: str) -> str | None:
         return None
     return (
         f"{setting}: {epochs} epochs must end before the last step for it to fire at all, and the training has "
-        f"{math.ceil(clock.total_steps / clock.steps_per_epoch)}; lower it, or raise train.epochs"
+        f"{clock.epochs}; lower it, or raise {clock.setting}"
     )
 
 

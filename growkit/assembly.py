@@ -208,7 +208,7 @@ def _control(config: Config, data: Data, live: nn.Module | None, compute: Comput
 def _what_depends_on_training(growth: GrowthSettings) -> str:
     """The parts of a policy without a plan, with their verb."""
     policy = Policy.build(growth)
-    keys = [] if isinstance(growth.when, NeverSettings | PeriodicSettings) else ["growth.when"]
+    keys = [] if policy.trigger.planned_steps(Clock(1, 2)) is not None else ["growth.when"]
     keys += [key for key in policy.by_prospects if key not in keys]
     named = [f"{key} {getattr(growth, key.removeprefix('growth.')).name!r}" for key in keys]
     return " and ".join(named) + (" depends" if len(named) == 1 else " depend")

@@ -22,11 +22,11 @@ from growkit.config.policies import (
     RoundRobinSettings,
 )
 from growkit.growth.base import Clock, GrowthRecord, History, Nothing, Prospect, Prospects, SiteState, Why
+from growkit.growth.guards import build_trigger
 from growkit.growth.how_many import build_allocator
 from growkit.growth.limits import Limits, train_flops
 from growkit.growth.plan import plan_growth
 from growkit.growth.policy import Policy
-from growkit.growth.when import build_trigger
 from growkit.growth.where import build_selector
 from growkit.testing import history_at, prospects_of, site_states
 

@@ -17,14 +17,17 @@ from growkit.config.policies import (
     FractionSettings,
     GainSettings,
     LargestGainSettings,
+    MarginalGainSettings,
     NeverSettings,
     OverfitGuardSettings,
     PeriodicSettings,
     PlateauSettings,
+    ProgressGuardSettings,
     RandomSitesSettings,
     RankSettings,
     RankThresholdSettings,
     RoundRobinSettings,
+    SpreadSettings,
 )
 from growkit.errors import UserInputError
 from growkit.growth.base import (
@@ -39,11 +42,11 @@ from growkit.growth.base import (
     Trigger,
     Why,
 )
+from growkit.growth.guards import build_trigger
 from growkit.growth.how_many import build_allocator
 from growkit.growth.limits import Limits
 from growkit.growth.plan import plan_growth, resolve_targets, select_sites
 from growkit.growth.policy import Policy
-from growkit.growth.when import build_trigger
 from growkit.growth.where import build_selector
 from growkit.testing import (
     ALLOCATOR_CONTRACT,
@@ -58,6 +61,8 @@ TRIGGERS = [
     PeriodicSettings(start=2, every=3, unit="epochs"),
     PeriodicSettings(start=1, every=1, unit="steps"),
     PeriodicSettings(start=4, every=10, events=3, unit="steps"),
+    SpreadSettings(),
+    SpreadSettings(until=0.9, events=40),
 ]
 BY_TRAINING = [
     PlateauSettings(window=3),
@@ -67,6 +72,8 @@ BY_TRAINING = [
     RankSettings(share=0.25),
     OverfitGuardSettings(window=1, base=PeriodicSettings(start=2, every=3)),
     OverfitGuardSettings(window=2, base=GainSettings()),
+    ProgressGuardSettings(),
+    ProgressGuardSettings(base=GainSettings()),
 ]
 SELECTORS = [
     AllSitesSettings(),
@@ -82,7 +89,12 @@ ALLOCATORS = [
     FractionSettings(fraction=0.5),
     FixedSettings(units=3, round_to=4),
 ]
-IN_RUNS = [RankThresholdSettings(), RankThresholdSettings(at_most=2), BudgetPacedSettings(events=3)]
+IN_RUNS = [
+    RankThresholdSettings(),
+    RankThresholdSettings(at_most=2),
+    BudgetPacedSettings(events=3),
+    MarginalGainSettings(events=3),
+]
 
 
 @pytest.mark.parametrize("check", TRIGGER_CONTRACT, ids=lambda check: check.__name__)

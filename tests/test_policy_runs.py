@@ -227,7 +227,7 @@ def test_a_seed_that_is_too_slow_is_refused(tmp_path: Path, monkeypatch: pytest.
         ("growth: {when: {name: plateau, window: 2}}", "1:40: growth.when.window: must be >= 3, got 2"),
         (
             "growth: {when: {name: overfit_guard, base: overfit_guard}}",
-            "1:44: growth.when.base: must be one of periodic, plateau, gain, rank, got 'overfit_guard'",
+            "1:44: growth.when.base: must be one of periodic, spread, plateau, gain, rank, got 'overfit_guard'",
         ),
     ],
     ids=lambda value: value if value.startswith("growth") else "",

@@ -19,7 +19,8 @@ from growkit.config.policies import (
     RankSettings,
 )
 from growkit.growth.base import Clock, GrowthRecord, History, Prospect, Prospects
-from growkit.growth.when import build_trigger, slope_of
+from growkit.growth.guards import build_trigger
+from growkit.growth.when import slope_of
 from growkit.testing import history_at
 
 GROWN = {"a": (4, 6)}

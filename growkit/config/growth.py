@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -17,9 +17,11 @@ from growkit.config.policies import (
     BudgetSettings,
     FixedSettings,
     FractionOfSeedSettings,
+    MarginalGainSettings,
     NeverSettings,
     PeriodicSettings,
     RoundRobinSettings,
+    has_set_times,
 )
 
 __all__ = [
@@ -55,6 +57,8 @@ Positive = Annotated[float, Field(gt=0.0)]
 
 
 Form = Literal["auto", "zero_fan_in", "zero_fan_out"]
+
+AUTO_BUDGETS = ("params", "flops", "latency_ms", "accuracy")
 
 
 BatchSize = Annotated[int, Field(ge=1)]
@@ -258,8 +262,11 @@ Multiple = Annotated[float, AfterValidator(_is_multiple), Field(json_schema_extr
 class GrowthSettings(Settings):
     """The four questions, and the limits.
 
+    policy: `auto` needs no answer but a budget (params, flops, latency_ms or accuracy), and fills in what is not given:
+    when: progress_guard around spread, where: all, how_many: marginal_gain, initializer: gradmax_inverse, target: null.
     when: the trigger. where: the sites of an event. how_many: units a site gets. initializer: how they start.
-    target: each site's final width: a multiple of its seed width, or widths by pattern of site names, in channels of
+    target: each site's final width: a multiple of its seed width, or null, as wide as budget.params or budget.flops let
+    it alone become (16 times its seed width where there is neither), or widths by pattern of site names, in channels of
     what is named also where a unit is a head; sites that grow by whole copies of their units only take as many copies
     as fit into a multiple, and refuse a width between two. sites: patterns of the sites that may grow. fallback: what
     initialises sites the initializer cannot serve; null refuses them.
@@ -268,27 +275,49 @@ class GrowthSettings(Settings):
     optimizer: what becomes of the optimizer after an event.
     """
 
+    policy: Literal["auto"] | None = None
     when: AnyTrigger = PeriodicSettings()
     where: AnySelector = AllSitesSettings()
     how_many: AnyAllocator = FractionOfSeedSettings()
     initializer: AnyInitializer = GradMaxSettings()
     fallback: AnyInitializer | None = None
-    target: Multiple | dict[str, Annotated[int, Field(ge=1)]] = 4.0
+    target: Multiple | dict[str, Annotated[int, Field(ge=1)]] | None = 4.0
     sites: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("*",)
     budget: BudgetSettings = BudgetSettings()
     tolerance: Positive = 1e-5
     optimizer: AfterGrowthSettings = AfterGrowthSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("policy") != "auto":
+            return values
+        budget = values.get("budget")
+        given = {key for key, limit in budget.items() if limit is not None} if isinstance(budget, dict) else set()
+        if isinstance(budget, BudgetSettings):
+            given = {key for key, limit in budget if limit is not None}
+        if not given & set(AUTO_BUDGETS):
+            raise ValueError(f"policy: auto needs a budget: set one of budget.{', budget.'.join(AUTO_BUDGETS)}")
+        of = "params" if "params" in given else "flops"
+        chosen = {
+            "when": {"name": "progress_guard"},
+            "where": {"name": "all"},
+            "how_many": {"name": "marginal_gain", "of": of},
+            "initializer": {"name": "gradmax_inverse"},
+            "target": None,
+        }
+        return {**chosen, **values}
+
     @model_validator(mode="after")
     def _pace_has_a_budget_and_an_end(self) -> Self:
         pace = self.how_many
-        if not isinstance(pace, BudgetPacedSettings):
+        if not isinstance(pace, BudgetPacedSettings | MarginalGainSettings):
             return self
-        if getattr(self.budget, pace.of) is None:
+        if isinstance(pace, BudgetPacedSettings) and getattr(self.budget, pace.of) is None:
             raise ValueError(f"how_many: budget_paced needs a budget to keep pace with; set budget.{pace.of}")
-        if pace.events is None and not isinstance(self.when, NeverSettings | PeriodicSettings):
+        if pace.events is None and not has_set_times(self.when):
             raise ValueError(
-                f"how_many.events: budget_paced must be told how many events there will be where when: "
+                f"how_many.events: {pace.name} must be told how many events there will be where when: "
                 f"{self.when.name} depends on training"
             )
         return self

@@ -47,12 +47,14 @@ def _is_6n_plus_4(depth: int) -> int:
 class WrnSettings(ModelSettings):
     """Wide residual network WRN-depth-width (Zagoruyko and Komodakis, 2016), pre-activation, 3 groups.
 
-    depth: 6n + 4. width: multiplies 16/32/64. block_width: narrows only the first convolution of each block, as GradMax
-    does (0.25: the published seed). norm: what stands between the two convolutions of a block.
+    depth: 6n + 4. base: channels of the first group, whose double and fourfold the others have (16: as published).
+    width: multiplies them. block_width: narrows only the first convolution of each block, as GradMax does (0.25: the
+    published seed). norm: what stands between the two convolutions of a block.
     """
 
     name: Literal["wrn"] = "wrn"
     depth: Annotated[int, AfterValidator(_is_6n_plus_4)] = 16
+    base: Annotated[int, Field(ge=1)] = 16
     width: Annotated[int, Field(ge=1)] = 1
     block_width: Share = 1.0
     norm: Norm = "none"

@@ -22,14 +22,18 @@ __all__ = [
     "FractionSettings",
     "GainSettings",
     "LargestGainSettings",
+    "MarginalGainSettings",
     "NeverSettings",
     "OverfitGuardSettings",
     "PeriodicSettings",
     "PlateauSettings",
+    "ProgressGuardSettings",
     "RandomSitesSettings",
     "RankSettings",
     "RankThresholdSettings",
     "RoundRobinSettings",
+    "SpreadSettings",
+    "has_set_times",
 ]
 
 Positive = Annotated[float, Field(gt=0.0)]
@@ -107,8 +111,19 @@ class RankSettings(AskingSettings):
     factor: Positive = 1.0
 
 
+class SpreadSettings(Settings):
+    """Grow at times spread evenly over the first part of the training.
+
+    until: share of the training by which growth is done. events: how many times.
+    """
+
+    name: Literal["spread"] = "spread"
+    until: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    events: Count = 6
+
+
 AnyPlainTrigger = Annotated[
-    PeriodicSettings | PlateauSettings | GainSettings | RankSettings, BY_NAME, named("periodic")
+    PeriodicSettings | SpreadSettings | PlateauSettings | GainSettings | RankSettings, BY_NAME, named("periodic")
 ]
 
 
@@ -125,8 +140,27 @@ class OverfitGuardSettings(Settings):
     base: AnyPlainTrigger = PeriodicSettings()
 
 
+class ProgressGuardSettings(Settings):
+    """Grow when `base` says so, but only while the validate loss falls from one stage to the next.
+
+    least: the share by which the lowest validate loss since the last event must lie below the lowest before it. base:
+    the trigger that is guarded.
+    """
+
+    name: Literal["progress_guard"] = "progress_guard"
+    least: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+    base: AnyPlainTrigger = SpreadSettings()
+
+
 AnyTrigger = Annotated[
-    NeverSettings | PeriodicSettings | PlateauSettings | GainSettings | RankSettings | OverfitGuardSettings,
+    NeverSettings
+    | PeriodicSettings
+    | SpreadSettings
+    | PlateauSettings
+    | GainSettings
+    | RankSettings
+    | OverfitGuardSettings
+    | ProgressGuardSettings,
     BY_NAME,
     named("periodic"),
 ]
@@ -221,6 +255,11 @@ class RankThresholdSettings(AllocatorSettings):
         return self
 
 
+def has_set_times(when: Settings) -> bool:
+    """Whether a trigger, or the one it guards, can fire at times only that are known in advance."""
+    return isinstance(getattr(when, "base", when), NeverSettings | PeriodicSettings | SpreadSettings)
+
+
 class BudgetPacedSettings(AllocatorSettings):
     """Each event takes an equal part of what is left of the budget, so that the last event reaches it.
 
@@ -233,8 +272,31 @@ class BudgetPacedSettings(AllocatorSettings):
     events: Count | None = None
 
 
+class MarginalGainSettings(AllocatorSettings):
+    """Each event goes unit by unit to the site whose next unit promises most for its cost, as far as the pace goes.
+
+    The promise of unit i of a site is its i-th squared singular value times the squared norm of a new slice; only those
+    above the noise floor count, so that a site gets no more units than there are directions to serve, and an event may
+    stop short of its pace. of: what a unit costs, and which budget is kept pace with. factor: the floor, as a multiple
+    of the largest squared singular value that chance gives. events: over how many events the budget is spread; null
+    takes the number that growth.when plans. ratio: where there is no such budget, an event makes the model this many
+    times as dear.
+    """
+
+    name: Literal["marginal_gain"] = "marginal_gain"
+    of: Literal["params", "flops"] = "params"
+    factor: Positive = 2.0
+    events: Count | None = None
+    ratio: Annotated[float, Field(gt=1.0)] = 1.5
+
+
 AnyAllocator = Annotated[
-    FractionOfSeedSettings | FractionSettings | FixedSettings | RankThresholdSettings | BudgetPacedSettings,
+    FractionOfSeedSettings
+    | FractionSettings
+    | FixedSettings
+    | RankThresholdSettings
+    | BudgetPacedSettings
+    | MarginalGainSettings,
     BY_NAME,
     named("fraction_of_seed"),
 ]
@@ -242,6 +304,8 @@ AnyAllocator = Annotated[
 
 class BudgetSettings(Settings):
     """No event may take the model or the run beyond these; null is no limit. Sites whose step does not fit wait.
+
+    accuracy: 0 to 1; no event while the last epoch's accuracy on the validate split is at least so high.
 
     params: parameters of the model. flops: forward, per sample, 2 x MAC. latency_ms: milliseconds of a forward pass in
     evaluation mode on this device, the median of several; an event that exceeds it is undone, and its sites are given
@@ -251,6 +315,7 @@ class BudgetSettings(Settings):
 
     params: Count | None = None
     flops: Count | None = None
+    accuracy: Share | None = None
     latency_ms: Positive | None = None
     latency_batch: Count = 1
     train_flops: Count | None = None

@@ -182,6 +182,10 @@ class Trigger(ABC):
     def planned_steps(self, clock: Clock) -> Sequence[int] | None:
         """The steps after which it will grow, if known in advance; None where it depends on what training gives."""
 
+    def opportunities(self, clock: Clock) -> Sequence[int] | None:
+        """The only steps after which it may grow, if known in advance; a guard lets some of them pass by."""
+        return self.planned_steps(clock)
+
 
 class SiteSelector(ABC):
     """Where to grow. A frozen object, as a trigger is."""

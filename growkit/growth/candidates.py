@@ -10,10 +10,13 @@ from torch import nn
 from growkit.config.growth import GrowthSettings
 from growkit.graph import GrowthSite, Refusal, Sites
 from growkit.growth.base import Initializer, SiteState
+from growkit.growth.limits import Limits
 from growkit.growth.plan import joint_target, resolve_targets, select_sites
 from growkit.surgery import Inputs, lookup, verify_sites
 
 __all__ = ["Candidates"]
+
+WIDEST = 1000  # times the seed width: where more units cost nothing that the budget bounds
 
 
 @dataclass
@@ -48,6 +51,12 @@ class Candidates:
             SiteState(site.name, site.seed_width, site.width, self.targets[site.name], site.by_copies)
             for site in self.sites
         ]
+
+    def let_budget_bound(self, limits: Limits) -> None:
+        """Targets as wide as the budget lets each site alone become; left as they are where it bounds no cost."""
+        for site in self.sites:
+            if limits.budget.params is not None or limits.budget.flops is not None:
+                self.targets[site.name] = _widest(site, limits)
 
     def give_up(self, refusals: Iterable[Refusal | None]) -> None:
         """Refuse those that the refusals name."""
@@ -94,9 +103,27 @@ class Candidates:
         self.give_up([_short_of_a_copy(site, settings.target) for site in self.sites])
 
 
-def _short_of_a_copy(site: GrowthSite, wanted: float | Mapping[str, int]) -> Refusal | None:
+def _widest(site: GrowthSite, limits: Limits) -> int:
+    """The largest width of a site, the others as they are, that keeps within the budget for parameters and FLOPs."""
+
+    def fits(width: int) -> bool:
+        budget, wider = limits.budget, {site.name: width}
+        costs = [(budget.params, limits.params), (budget.flops, limits.flops)]
+        return all(limit is None or cost(wider) <= limit for limit, cost in costs)
+
+    step = site.seed_width if site.by_copies else 1
+    low, high = 0, 1  # steps that fit, steps that may not
+    while site.width + high * step <= WIDEST * site.seed_width and fits(site.width + high * step):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(site.width + middle * step) else (low, middle)
+    return site.width + low * step
+
+
+def _short_of_a_copy(site: GrowthSite, wanted: float | Mapping[str, int] | None) -> Refusal | None:
     """A site that could only be doubled, where the target asks for more units but not for so many."""
-    if isinstance(wanted, Mapping) or not site.by_copies or not 1 < wanted < 2:
+    if wanted is None or isinstance(wanted, Mapping) or not site.by_copies or not 1 < wanted < 2:
         return None
     reason = f"can only grow by whole copies of its units, and growth.target {wanted:g} asks for less than one"
     return Refusal(site.name, site.width, reason, site.location)

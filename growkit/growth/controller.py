@@ -95,6 +95,8 @@ class GrowthController:
         self.candidates.give_up_untrainable(self.model)
         self.candidates.give_up_unserved(self._servers)
         self.candidates.try_out(self.model, inputs, self.sites, self.settings)
+        if self.settings.target is None:
+            self.candidates.let_budget_bound(self._decider.limits)
         if not self.tracked and self.settings.when.name != "never":
             raise UserInputError(
                 f"growth needs at least one site that can grow, got none\n{describe_refusals(self.refusals)}"

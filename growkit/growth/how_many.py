@@ -10,10 +10,13 @@ from growkit.config.policies import (
     FixedSettings,
     FractionOfSeedSettings,
     FractionSettings,
+    MarginalGainSettings,
     RankThresholdSettings,
 )
 from growkit.growth.base import Allocator, History, Nothing, Prospects, SiteState, Trigger
 from growkit.growth.limits import Limits
+from growkit.growth.marginal_gain import MarginalGain
+from growkit.growth.pace import events_left
 from growkit.growth.where import within_noise
 
 __all__ = ["BudgetPaced", "Fixed", "Fraction", "FractionOfSeed", "RankThreshold", "build_allocator"]
@@ -94,7 +97,7 @@ class BudgetPaced(Allocator):
     def units(
         self, sites: Sequence[SiteState], history: History, prospects: Prospects | None, limits: Limits
     ) -> Mapping[str, int] | Nothing:
-        left = self._events_left(history)
+        left = events_left(self.settings.events, self.trigger, history)
         if left < 1:
             return Nothing(f"the {self.settings.events} events of budget_paced are done", ends=True)
         cost, budget = getattr(limits, self.settings.of), getattr(limits.budget, self.settings.of)
@@ -111,13 +114,6 @@ class BudgetPaced(Allocator):
                 ends=left == 1,
             )
         return {name: new for name, new in units.items() if new}
-
-    def _events_left(self, history: History) -> int:
-        if self.settings.events is not None:
-            return self.settings.events - len(history.growths)
-        planned = self.trigger.planned_steps(history.clock)
-        assert planned is not None, "the settings see to that"
-        return sum(step >= history.step for step in planned)
 
     def _largest_share(
         self, sites: Sequence[SiteState], keeps_pace: Callable[[Mapping[str, int]], bool]
@@ -188,4 +184,6 @@ def build_allocator(settings: object, trigger: Trigger) -> Allocator:
             return RankThreshold(settings)
         case BudgetPacedSettings():
             return BudgetPaced(trigger, settings)
+        case MarginalGainSettings():
+            return MarginalGain(trigger, settings)
     raise AssertionError(f"no allocator for {type(settings).__name__}")

@@ -55,6 +55,14 @@ class Limits:
                 return f"growth.budget.{name} is {limit:,}, and {needed:,} would be needed"
         return None
 
+    def reached(self, history: History) -> str | None:
+        """Why the network is good enough for now; None if it may grow."""
+        limit = self.budget.accuracy
+        accuracy = history.epochs[-1].validate_accuracy if history.epochs else None
+        if limit is None or accuracy is None or accuracy < limit:
+            return None
+        return f"growth.budget.accuracy is {limit:g}, and the last epoch reached {accuracy:.4g} on the validate split"
+
     def out_of_time(self, history: History) -> str | None:
         """Why no event may begin any more; None if one may."""
         limit = self.budget.wall_seconds

@@ -16,6 +16,9 @@ from growkit.growth.policy import Policy
 __all__ = ["GrowthPlan", "PlannedEvent", "joint_target", "plan_growth", "resolve_targets", "select_sites"]
 
 
+UNBOUNDED = 16.0  # times the seed width: where neither a target nor a budget says more
+
+
 @dataclass(frozen=True)
 class PlannedEvent:
     """One event: after which step, and every site's width afterwards."""
@@ -66,18 +69,19 @@ def select_sites(sites: Sequence[GrowthSite], patterns: Sequence[str]) -> list[G
     return [site for site in sites if any(fnmatchcase(site.name, pattern) for pattern in patterns)]
 
 
-def resolve_targets(sites: Sequence[GrowthSite], target: float | Mapping[str, int]) -> dict[str, int]:
+def resolve_targets(sites: Sequence[GrowthSite], target: float | Mapping[str, int] | None) -> dict[str, int]:
     """Each site's final width.
 
     Args:
         sites: those that may grow.
         target: a multiple of the seed width (rounded down for sites that grow by whole copies), or final widths by
-            pattern of site names; sites that fit none stay.
+            pattern of site names; sites that fit none stay. None is the multiple that a budget cuts down later.
 
     Raises:
         UserInputError: a target lies below the seed's width, is no whole number of copies where a site needs that, or a
             pattern fits no site.
     """
+    target = UNBOUNDED if target is None else target
     if not isinstance(target, Mapping):
         return {site.name: max(site.seed_width, _multiple(site, target)) for site in sites}
     targets = {site.name: site.seed_width for site in sites}

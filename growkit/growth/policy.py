@@ -18,9 +18,9 @@ from growkit.growth.base import (
     Trigger,
     Why,
 )
+from growkit.growth.guards import build_trigger
 from growkit.growth.how_many import build_allocator
 from growkit.growth.limits import Limits
-from growkit.growth.when import build_trigger
 from growkit.growth.where import build_selector
 
 __all__ = ["Decisions", "Measure", "Policy"]
@@ -158,6 +158,8 @@ def _obstacle(sites: Sequence[SiteState], history: History, limits: Limits) -> N
     """What keeps every site from growing, whatever the policy wants."""
     if (late := limits.out_of_time(history)) is not None:
         return Nothing(late, ends=True)
+    if (enough := limits.reached(history)) is not None:
+        return Nothing(enough)
     if not sites:
         return Nothing("every site has been given up", ends=True)
     if all(site.room <= 0 for site in sites):

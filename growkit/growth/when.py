@@ -13,14 +13,14 @@ from growkit.config.policies import (
     AskingSettings,
     GainSettings,
     NeverSettings,
-    OverfitGuardSettings,
     PeriodicSettings,
     PlateauSettings,
     RankSettings,
+    SpreadSettings,
 )
 from growkit.growth.base import Clock, History, Prospect, Prospects, Trigger, Why
 
-__all__ = ["Gain", "Never", "OverfitGuard", "Periodic", "Plateau", "Rank", "build_trigger", "slope_of"]
+__all__ = ["Gain", "Never", "Periodic", "Plateau", "Rank", "Spread", "build_plain_trigger", "slope_of", "too_late"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Plateau(Trigger):
     def refuses(self, clock: Clock, validates: bool) -> str | None:
         if self.settings.loss == "validate" and not validates:
             return "loss: validate needs a validate split, which is empty; set data.split.validate, or loss: train"
-        return _too_late(clock, self.settings.window, "window")
+        return too_late(clock, self.settings.window, "window")
 
     def asks(self, history: History) -> bool:
         left_out = self.settings.cooldown if history.growths else 0
@@ -117,7 +117,7 @@ class _Asking(Trigger):
     needs_prospects = True
 
     def refuses(self, clock: Clock, validates: bool) -> str | None:
-        return _too_late(clock, self.settings.every, "every")
+        return too_late(clock, self.settings.every, "every")
 
     def asks(self, history: History) -> bool:
         epochs = len(history.epochs_since_growth())
@@ -192,56 +192,33 @@ class Rank(_Asking):
 
 
 @dataclass(frozen=True)
-class OverfitGuard(Trigger):
-    """Lets another trigger grow only while the network does not overfit.
+class Spread(Trigger):
+    """Grow at times spread evenly over the first part of the training, so that all units are trained to the end.
 
-    The gap is (v - t) / v, with v and t the mean validate and train losses of the last `window` epochs: the share of
-    the validate loss that fitting the training data better would not remove. Growth that waits for a small gap is the
-    idea of FRAGrow (AAAI 2024), which lengthens the time between events with the gap of the accuracies. Train losses
-    are those of training: of augmented batches, with dropout, during the epoch.
+    The times are ends of epochs where there are enough of them, for what guards and measurements read.
     """
 
-    base: Trigger
-    settings: OverfitGuardSettings = OverfitGuardSettings()
-
-    @property
-    def needs_prospects(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - that of what it guards
-        return self.base.needs_prospects
+    settings: SpreadSettings = SpreadSettings()
 
     def refuses(self, clock: Clock, validates: bool) -> str | None:
-        if not validates:
-            return "overfit_guard needs a validate split, which is empty; set data.split.validate"
-        planned = self.base.planned_steps(clock)
-        if planned is not None and not [
-            step for step in planned if step >= self.settings.window * clock.steps_per_epoch
-        ]:
-            return (
-                f"base never fires after the first {self.settings.window} epochs, and before them overfit_guard does "
-                f"not; raise {clock.setting} or base.events, or lower window or base.start"
-            )
-        return _too_late(clock, self.settings.window, "window") or self.base.refuses(clock, validates)
+        if self.planned_steps(clock):
+            return None
+        return f"until: {self.settings.until:g} of {clock.total_steps} steps hold no time before the last; raise it"
 
     def asks(self, history: History) -> bool:
-        gap = self._gap(history)
-        return gap is not None and gap <= self.settings.gap and self.base.asks(history)
+        return history.step in self.planned_steps(history.clock)
 
     def due(self, history: History, prospects: Prospects | None = None) -> Why | None:
-        gap, why = self._gap(history), self.base.due(history, prospects)
-        if gap is None or gap > self.settings.gap or why is None:
+        steps = self.planned_steps(history.clock)
+        if history.step not in steps:
             return None
-        return Why(f"{why.reason}; overfit_guard: gap {gap:.2g}", {**why.scores, "gap": gap})
+        return Why(f"spread: time {steps.index(history.step) + 1} of {len(steps)}")
 
-    def planned_steps(self, clock: Clock) -> None:
-        return None
-
-    def _gap(self, history: History) -> float | None:
-        """None before there are enough epochs."""
-        recent = history.epochs[-self.settings.window :]
-        losses = [record.validate_loss for record in recent if record.validate_loss is not None]
-        if len(losses) < self.settings.window:
-            return None
-        validate, train = fmean(losses), fmean(record.train_loss for record in recent)
-        return (validate - train) / validate if validate > 0.0 else 0.0
+    def planned_steps(self, clock: Clock) -> Sequence[int]:
+        end, events = self.settings.until * clock.total_steps, self.settings.events
+        unit = clock.steps_per_epoch if end >= events * clock.steps_per_epoch else 1
+        steps = {round(number * end / events / unit) * unit for number in range(1, events + 1)}
+        return sorted(step for step in steps if 0 < step < clock.total_steps)
 
 
 def slope_of(values: Sequence[float]) -> tuple[float, float]:
@@ -262,7 +239,7 @@ def _epoch_closed(history: History) -> bool:
     return history.epoch_closed and history.step < history.clock.total_steps
 
 
-def _too_late(clock: Clock, epochs: int, setting: str) -> str | None:
+def too_late(clock: Clock, epochs: int, setting: str) -> str | None:
     """Why a trigger that waits for so many epochs never fires; none after the last step counts."""
     if epochs * clock.steps_per_epoch < clock.total_steps:
         return None
@@ -272,19 +249,19 @@ def _too_late(clock: Clock, epochs: int, setting: str) -> str | None:
     )
 
 
-def build_trigger(settings: object) -> Trigger:
-    """The trigger that `growth.when` names."""
+def build_plain_trigger(settings: object) -> Trigger:
+    """The trigger that `growth.when` names, where it guards no other."""
     match settings:
         case NeverSettings():
             return Never(settings)
         case PeriodicSettings():
             return Periodic(settings)
+        case SpreadSettings():
+            return Spread(settings)
         case PlateauSettings():
             return Plateau(settings)
         case GainSettings():
             return Gain(settings)
         case RankSettings():
             return Rank(settings)
-        case OverfitGuardSettings():
-            return OverfitGuard(build_trigger(settings.base), settings)
     raise AssertionError(f"no trigger for {type(settings).__name__}")

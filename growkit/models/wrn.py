@@ -10,7 +10,7 @@ from growkit.models.conv import conv3x3, init_convolutions, make_norm, num_chann
 
 __all__ = ["Block", "WideResNet"]
 
-GROUPS = ((16, 1), (32, 2), (64, 2))  # width before the multiplier, stride of the first block
+GROUPS = ((1, 1), (2, 2), (4, 2))  # width in multiples of the base, stride of the first block
 
 
 class Block(nn.Module):
@@ -47,7 +47,7 @@ class WideResNet(nn.Module):
     """WRN-depth-width (Zagoruyko and Komodakis, 2016) with the narrow blocks of GradMax (Evci et al., 2022).
 
     Args:
-        settings: depth, width, and how narrow each block's first convolution starts.
+        settings: depth, base, width, and how narrow each block's first convolution starts.
         input_shape: (C, H, W).
         num_outputs: classes or regression targets.
 
@@ -57,12 +57,12 @@ class WideResNet(nn.Module):
 
     def __init__(self, settings: WrnSettings, input_shape: tuple[int, ...], num_outputs: int):
         super().__init__()
-        width = GROUPS[0][0]
+        width = settings.base
         self.stem = conv3x3(num_channels(settings.name, input_shape), width)
         self.blocks = nn.ModuleList()
-        for base, first_stride in GROUPS:
+        for multiple, first_stride in GROUPS:
             for position in range((settings.depth - 4) // 6):
-                fan_in, width = width, base * settings.width
+                fan_in, width = width, multiple * settings.base * settings.width
                 inner = scaled(width, settings.block_width)
                 stride = 1 if position else first_stride
                 self.blocks.append(Block(fan_in, inner, width, stride, make_norm(settings.norm, inner)))

@@ -1,0 +1,155 @@
+"""Growth that needs no choice but a budget: its trigger, its guard, its allocator, and runs of it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_choices import of, one_prospect
+
+from growkit.config import load_config
+from growkit.config.growth import GrowthSettings
+from growkit.config.policies import BudgetSettings, MarginalGainSettings, ProgressGuardSettings, SpreadSettings
+from growkit.errors import UserInputError
+from growkit.growth.base import Clock, GrowthRecord, History, Nothing, Prospects, SiteState
+from growkit.growth.guards import build_trigger
+from growkit.growth.how_many import build_allocator
+from growkit.growth.limits import Limits
+from growkit.testing import history_at
+
+# spread
+
+
+@pytest.mark.parametrize(
+    ("clock", "settings", "steps"),
+    [
+        (Clock(7, 140), {"until": 0.5, "events": 5}, [14, 28, 42, 56, 70]),
+        (Clock(7, 140), {"until": 0.5, "events": 6}, [14, 21, 35, 49, 56, 70]),
+        (Clock(100, 100), {"until": 0.5, "events": 4}, [12, 25, 38, 50]),
+        (Clock(1, 3), {"until": 0.5, "events": 6}, [1, 2]),
+    ],
+    ids=str,
+)
+def test_times_are_even_and_at_ends_of_epochs_where_there_are_enough(
+    clock: Clock, settings: dict[str, Any], steps: list[int]
+) -> None:
+    assert list(build_trigger(SpreadSettings(**settings)).planned_steps(clock) or ()) == steps
+
+
+def test_a_training_too_short_for_any_time_is_refused() -> None:
+    reason = build_trigger(SpreadSettings(until=0.1)).refuses(Clock(1, 3), validates=True)
+    assert reason == "until: 0.1 of 3 steps hold no time before the last; raise it"
+
+
+# progress_guard
+
+EVERY_EPOCH = ProgressGuardSettings(least=0.05, base=SpreadSettings(until=0.9, events=9))
+
+
+def guarded(*losses: float, growths: tuple[int, ...] = ()) -> bool:
+    """Whether the guard lets growth through after epochs with these validate losses, events after `growths` epochs."""
+    records = [GrowthRecord(7 * epoch, {"a": (4, 6)}) for epoch in growths]
+    history = history_at(7 * len(losses), growths=records, loss=lambda epoch: losses[epoch - 1])
+    return build_trigger(EVERY_EPOCH).due(history) is not None
+
+
+@pytest.mark.parametrize(
+    ("losses", "growths", "expected"),
+    [
+        ((2.3,), (), True),
+        ((2.3, 2.0), (), True),
+        ((2.3, 2.2), (), False),
+        ((2.3, 2.0, 2.4), (), True),
+        ((2.3, 2.0, 1.95), (2,), False),
+        ((2.3, 2.0, 1.95, 1.8), (2,), True),
+        ((2.3, 2.0, 2.1), (3,), True),
+    ],
+    ids=str,
+)
+def test_growth_goes_on_while_stages_get_better(
+    losses: tuple[float, ...], growths: tuple[int, ...], expected: bool
+) -> None:
+    assert guarded(*losses, growths=growths) is expected
+
+
+def test_a_guard_without_a_validate_split_is_refused() -> None:
+    reason = build_trigger(ProgressGuardSettings()).refuses(Clock(7, 70), validates=False)
+    assert reason == "progress_guard needs a validate split, which is empty; set data.split.validate"
+
+
+# marginal_gain
+
+FREE = Limits(params=lambda widths: sum(widths.values()))  # a unit of any site costs one parameter
+
+
+def shares(prospects: Prospects, limits: Limits = FREE, **settings: Any) -> Any:
+    sites = [SiteState(name, 2, 2, 12) for name in prospects.sites]
+    given = MarginalGainSettings(**{"events": 1, "factor": 1.0} | settings)
+    widths = {site.name: site.width for site in sites}
+    return build_allocator(given, build_trigger(SpreadSettings())).units(
+        sites, History(Clock(7, 70), 7), prospects, limits.at(widths)
+    )
+
+
+def budget(params: int, cost: Any = lambda widths: sum(widths.values())) -> Limits:
+    return Limits(BudgetSettings(params=params), params=cost)
+
+
+def test_units_go_where_each_next_one_promises_most() -> None:
+    seen = of(a=one_prospect(9.0, 4.0, 1.0), b=one_prospect(5.0, 3.0), c=one_prospect(2.0))
+    assert shares(seen, budget(6 + 4)) == {"a": 2, "b": 2}
+    assert shares(seen, budget(6 + 5)) == {"a": 2, "b": 2, "c": 1}
+
+
+def test_the_choice_is_the_best_of_all_that_cost_the_same() -> None:
+    seen = of(a=one_prospect(9.0, 4.0, 1.0), b=one_prospect(5.0, 3.0, 2.5), c=one_prospect(2.0, 1.9))
+    for units in range(1, 8):
+        found = shares(seen, budget(6 + units))
+        all_choices = [c for c in itertools.product(range(4), range(4), range(3)) if sum(c) == units]
+        promise = {c: sum(sum(p.gains[:n]) for p, n in zip(seen.sites.values(), c, strict=True)) for c in all_choices}
+        assert promise[tuple(found.get(name, 0) for name in seen.sites)] == max(promise.values())
+
+
+def test_a_dear_unit_must_promise_more() -> None:
+    seen = of(a=one_prospect(9.0, 4.0, params=4), b=one_prospect(5.0, 3.0, params=1))
+    assert shares(seen, budget(4 + 2)) == {"b": 2}
+
+
+def test_noise_gets_no_unit_and_where_all_is_noise_growth_ends() -> None:
+    seen = of(a=one_prospect(9.0, 4.0, 1.0, noise=3.0), b=one_prospect(2.0, noise=3.0))
+    assert shares(seen, budget(100)) == {"a": 2}
+    nothing = shares(of(b=one_prospect(2.0, noise=3.0)), budget(100))
+    assert isinstance(nothing, Nothing) and nothing.ends
+
+
+def test_the_pace_is_kept_with_the_true_cost_of_all_sites() -> None:
+    seen = of(a=one_prospect(*[2.0] * 9), b=one_prospect(*[1.9] * 9))
+    units = shares(seen, budget(50, lambda widths: widths["a"] * widths["b"]))  # the sites make each other dear
+    a, b = 2 + units["a"], 2 + units["b"]
+    assert (a, b) == (11, 4)  # 44; 55 would exceed the pace
+
+
+def test_without_a_budget_an_event_makes_the_model_a_share_dearer() -> None:
+    seen = of(a=one_prospect(*[2.0] * 9), b=one_prospect(*[1.0] * 9))
+    assert shares(seen, ratio=2.0) == {"a": 4}
+
+
+# policy: auto
+
+
+def test_auto_fills_in_what_is_not_given_and_the_rest_stays() -> None:
+    auto = GrowthSettings.model_validate({"policy": "auto", "budget": {"flops": 1000}, "where": "round_robin"})
+    assert (auto.when.name, auto.how_many.name, auto.how_many.of) == ("progress_guard", "marginal_gain", "flops")  # type: ignore[union-attr]
+    assert (auto.where.name, auto.target) == ("round_robin", None)
+
+
+@pytest.mark.parametrize("given", ["", ", budget: {wall_seconds: 5}", ", budget: {params: null}"])
+def test_auto_without_a_budget_is_refused(given: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"growth: {{policy: auto{given}}}")
+    with pytest.raises(UserInputError) as caught:
+        load_config(file)
+    told = "growth: policy: auto needs a budget: set one of budget.params, budget.flops, budget.latency_ms, "
+    assert str(caught.value) == f"{file}:1:1: {told}budget.accuracy"

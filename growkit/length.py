@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,6 +101,15 @@ class Outlook:
             total += forward * (self.pace.forwards(done + steps) - self.pace.forwards(done))
             done += steps
         return total
+
+    def steps_left(self, spent: int, flops: int) -> int:
+        """Steps to the limit if nothing grows any more.
+
+        Args:
+            spent: training FLOPs so far.
+            flops: forward, per sample, of the model as it is.
+        """
+        return max(0, math.ceil(((self.limit or 0) - spent) / (self.pace.forwards_per_step * flops)))
 
     def most_steps(self) -> int:
         """Those in which the seed would reach the limit; growth never makes a step cheaper.

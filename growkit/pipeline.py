@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,7 @@ class _Progress:
         self.cost.add("growth", event.flops_spent + parts.controller.take_measuring_flops())
         self.events.append(event)
         self._measure_model()
+        self._look_ahead()
         self.report.growth(event, parts.widths, self.cost.training)
         for note in notes:
             self.report.warned(note)
@@ -319,6 +320,14 @@ class _Progress:
         self.params = count_params(self.parts.model)
         self.flops = count_flops(self.parts.model, self.parts.data.example(2)).total
         self.parts.trainer.flops_per_sample = self.flops
+
+    def _look_ahead(self) -> None:
+        """A run that its FLOPs end is shorter after an event; what was planned knows that already."""
+        parts = self.parts
+        if parts.clock.flops is None or parts.plan is not None:
+            return
+        left = parts.outlook.steps_left(self.cost.training, self.flops)
+        self.history.clock = replace(parts.clock, total_steps=parts.trainer.step + left)
 
     def _architecture(self) -> Architecture:
         parts = self.parts

@@ -121,6 +121,17 @@ def test_where_growth_depends_on_training_the_clock_has_the_steps_of_the_seed() 
     assert parts.clock.total_steps == parts.trainer.total_steps == seed
 
 
+def test_a_trigger_that_counts_looks_ahead_from_the_network_as_it_is() -> None:
+    """Six times in the first half of the run; of the steps that the seed could make, half lies behind the end."""
+    guard = {"name": "progress_guard", "least": 0.0, "base": {"name": "spread", "events": 6}}
+    settings = {"growth.when": guard, "growth.how_many.units": 16, "growth.target": 40.0, "train.flops": 3 * LIMIT}
+    seed, result = assemble(config(**settings), writes=False).clock.total_steps, made(**settings)
+    steps, epoch = result.result["steps"], result.history.clock.steps_per_epoch
+    assert result.history.clock.total_steps == pytest.approx(steps, abs=2)
+    assert len(result.events) >= 3 and result.events[-1].step <= 0.5 * steps + epoch
+    assert 0.5 * seed > steps
+
+
 def test_an_event_that_fails_leaves_flops_for_more_steps_than_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controller_module, "measure_latency", lambda call, device: 1.0)
     settings = {**PERIODIC, "train.flops": LIMIT, "growth.budget.latency_ms": 5.0}

@@ -17,10 +17,10 @@ HISTORY_VERSION = 1
 class Clock:
     """The length of a run: optimizer steps per epoch, and in all; and what a step costs.
 
-    total_steps: where `flops` ends the run, those that its plan makes of them; where growth depends on training, the
-    most that there can be, for nobody knows when it will end. forwards_per_step: forward passes of one sample that an
-    optimizer step costs in the mean, a backward pass counted as two; 0 where nobody asks for training FLOPs. flops:
-    training FLOPs that end the run; None where the steps do.
+    total_steps: where `flops` ends the run, those that its plan makes of them; where growth depends on training, those
+    that there will be if nothing grows any more: the most there can be, and fewer after every event. forwards_per_step:
+    forward passes of one sample that an optimizer step costs in the mean, a backward pass counted as two; 0 where
+    nobody asks for training FLOPs. flops: training FLOPs that end the run; None where the steps do.
     """
 
     steps_per_epoch: int

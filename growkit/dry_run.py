@@ -30,6 +30,7 @@ def describe(config: Config) -> dict[str, Any]:
         "target": _target(parts),
         "final": {"params": costs.params(final), "flops": costs.flops(final)},
         "train_flops": parts.planned_flops,
+        "flops_limit": config.train.flops,
         "sites": [
             {
                 "name": site.name,
@@ -73,11 +74,12 @@ def _target(parts: Assembly) -> dict[str, int] | None:
 
 def render(facts: dict[str, Any]) -> str:
     """The facts as text."""
+    at_most = "at most " if facts["flops_limit"] is not None and facts["plan"] is None else ""
     lines = [
         "data      " + ", ".join(f"{name} {size}" for name, size in facts["data"].items()),
         *([f"reading   {facts['reading']}"] if facts["reading"] else []),
         f"compute   {facts['compute']['device']}, {facts['compute']['precision']} ({facts['compute']['reason']})",
-        f"training  {facts['steps']} steps, {facts['steps_per_epoch']} per epoch"
+        f"training  {at_most}{facts['steps']} steps, {facts['steps_per_epoch']} per epoch"
         + (f", {human(facts['train_flops'])}FLOPs" if facts["train_flops"] is not None else ""),
     ]
     lines += [f"{name:<9} {_size(facts[name])}" for name in ("seed", "target", "final")]

@@ -1,11 +1,11 @@
-"""READ FIRST: a run from settings to result. Train a stage, grow, train the next, until the steps are done."""
+"""READ FIRST: a run from settings to result. Train a stage, grow, train the next, until the run is done."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def run(
     with _Progress.open(parts, observers, writes, started) as progress:
         while not parts.trainer.finished:
             progress.train_stage()
-            if parts.controller.due(progress.history):
+            if not parts.trainer.finished and parts.controller.due(progress.history):
                 progress.grow()
         return progress.conclude()
 
@@ -122,7 +122,6 @@ class _Progress:
     folder: Path | None
     history: History
     started: _Clock
-    cost: TrainingCost = field(default_factory=TrainingCost)
     stages: list[Stage] = field(default_factory=list)
     events: list[GrowthEvent] = field(default_factory=list)
     first_gradients: dict[str, float] = field(default_factory=dict)  # smallest seen per site
@@ -155,6 +154,11 @@ class _Progress:
                 self.report.failed(self.parts.trainer.step, f"{type(error).__name__}: {error}")
         finally:
             self.report.close()
+
+    @property
+    def cost(self) -> TrainingCost:
+        """The ledger; the trainer books its steps."""
+        return self.parts.trainer.cost
 
     def _start(self) -> None:
         parts = self.parts
@@ -216,11 +220,16 @@ class _Progress:
                 parts.data, "train", size, order=stream, augmentation=stream, channels_last=parts.compute.channels_last
             )
         )
+        edits = len(parts.controller.edits)
         event = parts.controller.grow(parts.trainer.optimizer, Inputs((inputs,)), targets, self.history)
+        notes = parts.aftermath.follow(parts.controller.edits[edits:], event.step)
         self.cost.add("growth", event.flops_spent + parts.controller.take_measuring_flops())
         self.events.append(event)
         self._measure_model()
+        self._look_ahead()
         self.report.growth(event, parts.widths, self.cost.training)
+        for note in notes:
+            self.report.warned(note)
 
     def save_stage(self, number: int) -> None:
         """Write the model as it is into `stages/`."""
@@ -272,6 +281,8 @@ class _Progress:
 
     def _stop(self, step: int) -> bool:
         controller = self.parts.controller
+        if self.parts.trainer.finished:  # nothing that grew now would be trained
+            return False
         due = controller.due(self.history)
         if flops := controller.take_measuring_flops():
             self.cost.add("growth", flops)
@@ -281,7 +292,6 @@ class _Progress:
 
     def _after_step(self, step: int) -> None:
         self.history.step, self.history.wall_seconds = step, self.started.wall_seconds()
-        self.cost.add_steps(self.flops, self.parts.trainer.last_batch_size, self.parts.trainer.last_passes)
         if norms := self.parts.controller.first_step_gradients():
             self.report.new_units(step, norms)
             self.first_gradients |= {
@@ -326,6 +336,15 @@ class _Progress:
     def _measure_model(self) -> None:
         self.params = count_params(self.parts.model)
         self.flops = count_flops(self.parts.model, self.parts.data.example(2)).total
+        self.parts.trainer.flops_per_sample = self.flops
+
+    def _look_ahead(self) -> None:
+        """A run that its FLOPs end is shorter after an event; what was planned knows that already."""
+        parts = self.parts
+        if parts.clock.flops is None or parts.plan is not None:
+            return
+        left = parts.outlook.steps_left(self.cost.training, self.flops)
+        self.history.clock = replace(parts.clock, total_steps=parts.trainer.step + left)
 
     def _architecture(self) -> Architecture:
         parts = self.parts

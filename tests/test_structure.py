@@ -22,6 +22,7 @@ FLOORS = [
     ["losses", "convolutions"],
     ["metrics", "surgery"],
     [
+        "growth.aftermath",
         "growth.base",
         "growth.history",
         "growth.limits",
@@ -48,7 +49,7 @@ FLOORS = [
     ["growth.ground"],
     ["growth.controller", "growth.prospector"],
     ["report"],
-    ["checkpoint"],
+    ["checkpoint", "length"],
     ["assembly"],
     ["pipeline", "dry_run", "inspection"],
     ["api", "doctor", "starting"],

@@ -100,7 +100,7 @@ def _uniform(grower: Arm) -> Config:
 
 
 def uniform_growth(config: Config, factor: float) -> Config:
-    """Growth of all sites by one factor, at once, after the first step; the seed and the initializer stay."""
+    """Growth of all sites by one factor, at once, after the first step; seed, initializer and what follows stay."""
     growth = config.growth
     return _with_growth(
         config,
@@ -112,6 +112,7 @@ def uniform_growth(config: Config, factor: float) -> Config:
             target=factor,
             sites=growth.sites,
             tolerance=growth.tolerance,
+            optimizer=growth.optimizer,
         ),
     )
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from growkit.config.after_growth import AfterGrowthSettings
 from growkit.config.base import BY_NAME, Settings, named
 from growkit.config.depth import DepthSettings, Mode, misfit
 from growkit.config.policies import (
@@ -25,6 +26,7 @@ from growkit.config.policies import (
 )
 
 __all__ = [
+    "AfterGrowthSettings",
     "AllSitesSettings",
     "AnyAllocator",
     "AnyInitializer",
@@ -274,6 +276,7 @@ class GrowthSettings(Settings):
     initialises sites the initializer cannot serve; null refuses them.
     tolerance: largest relative change of the outputs (fp32) that an event may cause; under initializers that change the
     function by design (firefly, splitting, tiny) the change with silent new units, before those are given their values.
+    optimizer: what becomes of the optimizer after an event.
     """
 
     mode: Mode = "width"
@@ -288,6 +291,7 @@ class GrowthSettings(Settings):
     depth: DepthSettings = DepthSettings()
     budget: BudgetSettings = BudgetSettings()
     tolerance: Positive = 1e-5
+    optimizer: AfterGrowthSettings = AfterGrowthSettings()
 
     @model_validator(mode="before")
     @classmethod

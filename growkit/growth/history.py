@@ -17,13 +17,27 @@ HISTORY_VERSION = 1
 class Clock:
     """The length of a run: optimizer steps per epoch, and in all; and what a step costs.
 
-    forwards_per_step: forward passes of one sample that an optimizer step costs in the mean, a backward pass counted as
-    two; 0 where nobody asks for training FLOPs.
+    total_steps: where `flops` ends the run, those that its plan makes of them; where growth depends on training, those
+    that there will be if nothing grows any more: the most there can be, and fewer after every event. forwards_per_step:
+    forward passes of one sample that an optimizer step costs in the mean, a backward pass counted as two; 0 where
+    nobody asks for training FLOPs. flops: training FLOPs that end the run; None where the steps do.
     """
 
     steps_per_epoch: int
     total_steps: int
     forwards_per_step: float = 0.0
+    flops: int | None = None
+
+    @property
+    def setting(self) -> str:
+        """What a user would raise for a longer run."""
+        return "train.epochs" if self.flops is None else "train.flops"
+
+    @property
+    def epochs(self) -> str:
+        """How many epochs there are, in words."""
+        count = -(-self.total_steps // self.steps_per_epoch)
+        return f"{count}" if self.flops is None else f"at most {count}"
 
 
 @dataclass(frozen=True)

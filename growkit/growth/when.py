@@ -245,7 +245,7 @@ def too_late(clock: Clock, epochs: int, setting: str) -> str | None:
         return None
     return (
         f"{setting}: {epochs} epochs must end before the last step for it to fire at all, and the training has "
-        f"{math.ceil(clock.total_steps / clock.steps_per_epoch)}; lower it, or raise train.epochs"
+        f"{clock.epochs}; lower it, or raise {clock.setting}"
     )
 
 

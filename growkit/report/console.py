@@ -68,6 +68,8 @@ class ConsoleReport(Observer):
         self._print(f"model     {facts.model}: {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample")
         compute = facts.environment["compute"]
         self._print(f"compute   {compute['device']}, {compute['precision']} ({compute['reason']})")
+        if facts.config.train.flops is not None:
+            self._print(f"training  {human(facts.config.train.flops)}FLOPs{_steps_of_flops(facts)}")
         self._print(f"growth    {_growth_line(facts)}")
         for line in _refusal_lines(facts):
             self._print(line)
@@ -90,7 +92,7 @@ class ConsoleReport(Observer):
         if self._progress is not None and self._task is not None and self._facts is not None:
             epoch, done = divmod(step - 1, self._facts.steps_per_epoch)
             left = self._facts.total_steps - epoch * self._facts.steps_per_epoch  # the last epoch may be a part of one
-            total = min(self._facts.steps_per_epoch, left)
+            total = min(self._facts.steps_per_epoch, left) if left > 0 else self._facts.steps_per_epoch
             self._progress.update(self._task, completed=done + 1, total=total, epoch=epoch + 1)
 
     def epoch(self, record: EpochRecord, widths: Mapping[str, int]) -> None:
@@ -184,6 +186,11 @@ def _split_line(data: Mapping[str, Any]) -> str:
 
 def _metrics(values: Mapping[str, float]) -> list[str]:
     return [f"{name.replace('_', '-')} {value:.4g}" for name, value in values.items()]
+
+
+def _steps_of_flops(facts: RunFacts) -> str:
+    """How many steps are known to come of the FLOPs that end a run."""
+    return f", {facts.total_steps} steps by the plan" if facts.plan else f", at most {facts.total_steps} steps"
 
 
 def _growth_line(facts: RunFacts) -> str:

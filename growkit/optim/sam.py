@@ -22,7 +22,7 @@ from growkit.optim.apart import apart
 from growkit.optim.checks import Range, check_choice, check_ranges, check_whole
 from growkit.optim.displacement import Displacement
 from growkit.optim.exact import exact_gradient
-from growkit.optim.final_step import Scaler, final_step, tell_overflow, usable
+from growkit.optim.final_step import Scaler, final_step, forget_unscaling, is_unscaled, tell_overflow, usable
 from growkit.optim.neighbourhood import Moved, Moves, Neighbourhood, Schedule, patterns_of
 from growkit.optim.two_passes import KeptBuffers, Marks, Replay
 from growkit.optim.wrapping import Wrapping
@@ -179,6 +179,7 @@ class SAM(Wrapping):
             closure: computes the loss and its gradients (of all micro-batches, if there are several), and returns the
                 loss. Gradients are forgotten before each call. It must open its autocast itself.
             scaler: scales the loss in the closure; the step then goes through it, and `scaler.update()` is yours.
+                Without `m` the closure may call `scaler.unscale_(optimizer.base)` behind its backward.
             samples: size of the batch, with `m` alone. The closure then takes a slice of the batch and computes the
                 mean over it.
 
@@ -188,6 +189,7 @@ class SAM(Wrapping):
         Raises:
             UserInputError: there is no closure, it computes no gradients, or the weights are between two passes.
         """
+        scaler = usable(self, scaler)
         self.check_in_place("stepped")
         self.complete_groups()
         if not callable(closure):
@@ -195,7 +197,7 @@ class SAM(Wrapping):
                 "SAM.step needs a closure that computes the loss and its gradients, for it is called twice; or call "
                 f"first_step() after the first backward and second_step() after the second; got {closure!r}"
             )
-        scaler = usable(self, scaler)
+        forget_unscaling(self.base, scaler)  # as the gradients from before will be
         if self.second_order and scaler is not None:
             raise UserInputError("SAM.step takes no scaler with second_order, whose closure makes no backward pass")
         if (samples is None) != (self.m is None):
@@ -209,6 +211,7 @@ class SAM(Wrapping):
         else:
             loss, finite = self._looked_around(closure, scaler)
         self._finish(scaler, finite)
+        torch.clear_autocast_cache()  # under an autocast around the step it holds copies of the weights from before
         return loss
 
     def _looked_around(self, closure: Callable[[], Any], scaler: Scaler) -> tuple[Any, bool]:
@@ -243,7 +246,7 @@ class SAM(Wrapping):
         torch.clear_autocast_cache()
         self.zero_grad()
         loss = closure()
-        if not (isinstance(loss, Tensor) and loss.requires_grad and loss.dim() == 0):
+        if self.gradients() or not (isinstance(loss, Tensor) and loss.requires_grad and loss.dim() == 0):
             raise UserInputError("SAM.step with second_order needs a closure that returns the loss, without backward()")
         return loss
 
@@ -255,8 +258,11 @@ class SAM(Wrapping):
             share = (part.stop - part.start) / samples
             loss, fine = self._looked_around(lambda part=part: closure(part), scaler)
             finite = finite and fine
-            loss = share * (loss.detach() if isinstance(loss, Tensor) else loss)
-            mean = loss if mean is None else mean + loss
+            if is_unscaled(self.base, scaler):
+                raise UserInputError("SAM.step with m adds up scaled gradients: call no unscale_() in the closure")
+            if loss is not None:
+                loss = share * (loss.detach() if isinstance(loss, Tensor) else loss)
+                mean = loss if mean is None else mean + loss
             for parameter in self.with_gradients():
                 gradient = parameter.grad * share
                 sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
@@ -288,7 +294,7 @@ class SAM(Wrapping):
         the gradients are averaged before they come here, so that `sync` must be True.
 
         Args:
-            scaler: that scaled the loss.
+            scaler: that scaled the loss; gradients may be unscaled by `scaler.unscale_(optimizer.base)`.
             zero_grad: forget the gradients then.
 
         Returns:
@@ -298,7 +304,8 @@ class SAM(Wrapping):
             UserInputError: there is no gradient, the weights were moved already, or interval, m, second_order or a
                 first gradient of each process's own were asked for, which need `step`.
         """
-        self.check_in_place("stepped")
+        if self._displacement.active:
+            self.check_in_place("stepped")
         self.complete_groups()
         if self.interval > 1 or self.second_order or self.m is not None:
             raise UserInputError("SAM: interval, m and second_order need step(closure): two calls cannot follow them")
@@ -328,7 +335,7 @@ class SAM(Wrapping):
                 first one; the weights are put back.
         """
         (lost, self._lost), used = (self._lost, False), self._used
-        known = self.displaced or lost
+        known = self._displacement.active or lost
         self.restore()
         gradients = self.gradients()
         if not known or not gradients or (used is not None and used.fit(gradients)):
@@ -345,6 +352,7 @@ class SAM(Wrapping):
     def restore(self) -> None:
         """Put the weights back to where they were before the first pass, bit for bit; nothing if they are there."""
         buffers, self._between, self._used = self._between, None, None
+        torch.clear_autocast_cache()  # an autocast around both passes would go on with the moved weights
         self._displacement.restore()
         if buffers is not None:
             buffers.restore()
@@ -364,7 +372,7 @@ class SAM(Wrapping):
     @apart
     def _move(self, scaler: Scaler) -> bool:
         """Move the weights to where the loss is largest, to first order; False where a gradient is not finite."""
-        scale = 1.0 if scaler is None else scaler.get_scale()
+        scale = 1.0 if scaler is None or forget_unscaling(self.base, scaler) else scaler.get_scale()
         moves = self.neighbourhood.moves(self.param_groups, self.steps, scale)
         if self._is_local():
             moves = self._agreed(moves)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from growkit.errors import GrowthRefused, UserInputError
+from growkit.errors import UserInputError
 from growkit.optim.base import base_of
 from growkit.optim.checks import check_state
 
@@ -77,13 +77,7 @@ class Wrapping(torch.optim.Optimizer):
 
     @property
     def state(self) -> Any:
-        """That of the base; nothing else is kept from step to step.
-
-        Raises:
-            GrowthRefused: between the two passes: weights that are moved may not grow.
-        """
-        if self.displaced:
-            raise GrowthRefused(BETWEEN.format(type(self).__name__, "grown"))
+        """That of the base; nothing else is kept from step to step."""
         return self.base.state
 
     @state.setter

@@ -480,6 +480,8 @@ def bound(**settings: Any) -> Callable[[], SAM]:
         (bound(base=torch.optim.LBFGS), "base must step from gradients alone, got LBFGS"),
         (lambda: SAM(torch.ones(2), model=net()), "params must be a list of parameters or of groups, got one tensor"),
         (lambda: sam(net()).add_param_group({"params": [], "norm": 2}), "norm must be the same for all groups"),
+        (lambda: sam(nn.Sequential(nn.LazyLinear(3))), "got some of lazy layers; run the model on one batch first"),
+        (lambda: sam(net()).load_state_dict([1]), "SAM: a state must be a dict that state_dict\\(\\) gave, got list"),
         (lambda: Linear(0), "Linear: total must be a whole number >= 1, got 0"),
     ],
 )

@@ -35,6 +35,15 @@ NO_MODEL = (
     "SAM was made without model=: statistics of batch norms are then updated by both passes, which groups hold norms "
     "and biases is guessed from shapes, and gradients of a first pass are averaged over processes"
 )
+INNER_MODEL = (
+    "{}: sync=False keeps the first gradient each process's own by the no_sync() of a model, got {}, which has none: "
+    "what wraps it averages that gradient too; give the DistributedDataParallel module as model=, or take sync=True"
+)
+NO_CLOSURE = (
+    "SAM.step needs a closure that computes the loss and its gradients, for it is called twice; or call first_step() "
+    "after the first backward and second_step() after the second; got {!r}. What steps without one, as "
+    "torch.distributed.checkpoint does, takes optimizer.base"
+)
 
 
 class SAM(Wrapping):
@@ -77,14 +86,16 @@ class SAM(Wrapping):
         clip: largest norm of the final gradient, over all groups; None for no limit.
         second_order: the exact gradient of the loss at w + e(w), with the derivative of e, which the paper leaves out.
             The closure then only returns the loss, without backward(); a step costs about a third pass.
-        sync: average the first gradient over processes too.
+        sync: average the first gradient over processes too. That happens anyway where `model` is not the module which
+            averages, as DistributedDataParallel, but what it wraps.
         moved: which parameters are moved: "all"; "norms", the scales and shifts of normalising layers (SAM-ON, Mueller
             et al., 2023), for which `model` is needed; or patterns of their names, as in a shell.
         model: the module that is trained.
         base_settings: of the base class.
 
     Attributes:
-        base: the base optimizer; groups and state are shared with it.
+        base: the base optimizer; groups and state are shared with it. Give it to torch.distributed.checkpoint, which
+            steps without a closure to make state, and save `steps` beside.
         steps: how many steps were made. skipped: how many were skipped for gradients that were not finite.
 
     Raises:
@@ -137,6 +148,8 @@ class SAM(Wrapping):
         self.check_group(own)
         if model is None:
             warnings.warn(NO_MODEL, stacklevel=2)
+        elif not (sync or hasattr(model, "no_sync")) and _among_others():
+            warnings.warn(INNER_MODEL.format(name, type(model).__name__), stacklevel=2)
         self.interval, self.m, self.clip = interval, m, clip
         self.second_order, self.sync = second_order, sync
         self._averages = hasattr(model, "no_sync")  # over processes, in a backward
@@ -160,7 +173,7 @@ class SAM(Wrapping):
         check_ranges(name, group, RANGES)
         check_choice(name, "adaptive", group["adaptive"], (False, True, "all"))
         check_choice(name, "by", group["by"], ("element", "filter"))
-        whole = [setting for setting in WHOLE if setting in group]
+        whole = [setting for setting in WHOLE if setting in group and setting not in self.base.defaults]
         if whole:
             raise UserInputError(f"{name}: {', '.join(whole)} must be the same for all groups, got it in one of them")
 
@@ -193,10 +206,7 @@ class SAM(Wrapping):
         self.check_in_place("stepped")
         self.complete_groups()
         if not callable(closure):
-            raise UserInputError(
-                "SAM.step needs a closure that computes the loss and its gradients, for it is called twice; or call "
-                f"first_step() after the first backward and second_step() after the second; got {closure!r}"
-            )
+            raise UserInputError(NO_CLOSURE.format(closure))
         forget_unscaling(self.base, scaler)  # as the gradients from before will be
         if self.second_order and scaler is not None:
             raise UserInputError("SAM.step takes no scaler with second_order, whose closure makes no backward pass")
@@ -328,7 +338,7 @@ class SAM(Wrapping):
         return moved
 
     def second_step(self, *, scaler: Scaler = None, zero_grad: bool = True) -> None:
-        """Put the weights back and let the base step, after the second backward.
+        """Put the weights back and let the base step, after the second backward; hooks of steps are called around it.
 
         Raises:
             UserInputError: `first_step` was not called, or with another scaler, or there is no gradient or only the
@@ -343,8 +353,12 @@ class SAM(Wrapping):
         scaler = usable(self, scaler)
         if self._through != (None if scaler is None else id(scaler)):
             raise UserInputError("SAM.second_step takes the scaler that first_step was given, got another one or none")
+        if self._optimizer_step_pre_hooks:
+            self.call_hooks(self._optimizer_step_pre_hooks)
         self._finish(scaler, not lost)
         self._opt_called = True  # what a scheduler asks for, which knows only step()
+        if self._optimizer_step_post_hooks:
+            self.call_hooks(self._optimizer_step_post_hooks)
         if zero_grad:
             self.zero_grad()
 
@@ -399,6 +413,11 @@ class SAM(Wrapping):
     def _first_gradient_alone(self) -> AbstractContextManager[Any]:
         no_sync = getattr(self.model, "no_sync", None)
         return nullcontext() if self.sync or no_sync is None else no_sync()
+
+
+def _among_others() -> bool:
+    """Whether this is one of several processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 RANGES = {"rho": Range(0.0), "eta": Range(0.0)}

@@ -333,6 +333,11 @@ def test_a_group_of_its_own_is_checked_too() -> None:
         AdaBound([{"params": weights(), "gamma": -1}])
 
 
+def test_a_state_must_be_a_dict() -> None:
+    with pytest.raises(UserInputError, match=r"AdaBound: a state must be a dict that state_dict\(\) gave, got list"):
+        AdaBound(weights()).load_state_dict([1])  # type: ignore[arg-type]
+
+
 @not_naive(AdaBound, NaiveAdaBound, RuntimeError, pytest.fail.Exception)
 @pytest.mark.parametrize("kind", ["sparse", "complex"])
 def test_gradients_that_are_sparse_or_complex_are_refused(make: Any, kind: str) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from sam_cases import batch, closure_of, net, sam, same, state_of
+from sam_cases import batch, closure_of, net, sam, same, state_of, train
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from growkit.errors import UserInputError
-from growkit.optim import SAM
+from growkit.optim import SAM, AdaBound
 
 # --- two calls
 
@@ -82,12 +83,17 @@ class Distributed(nn.Linear):
         yield
 
 
+def pretend(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch say that this is one of so many processes."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: processes)
+
+
 @pytest.mark.parametrize(("processes", "sync"), [(2, False), (2, True), (1, False)])
 def test_two_calls_refuse_gradients_that_shall_be_each_process_s_own(
     processes: int, sync: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda group=None: processes)
+    pretend(processes, monkeypatch)
     monkeypatch.setattr(dist, "all_reduce", lambda *args, **settings: None)
     model = Distributed(2, 2)
     optimizer, before = sam(model, sync=sync), state_of(model)
@@ -100,17 +106,49 @@ def test_two_calls_refuse_gradients_that_shall_be_each_process_s_own(
     assert same(before, state_of(model)) and not optimizer.displaced
 
 
+@pytest.mark.parametrize(("processes", "sync"), [(2, False), (2, True), (1, False)])
+def test_a_model_that_cannot_keep_gradients_apart_is_told_of(
+    processes: int, sync: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(processes, monkeypatch)
+    if processes == 1 or sync:
+        sam(net(), sync=sync)
+        return
+    with pytest.warns(UserWarning, match=r"no_sync\(\) of a model, got Sequential, .* or take sync=True"):
+        sam(net())
+
+
 # --- groups, models, hooks
 
 
-def test_a_group_that_the_base_was_given_is_completed() -> None:
+@pytest.mark.parametrize("base", [torch.optim.SGD, AdaBound])
+@pytest.mark.parametrize("own", [{}, {"rho": 0.3}])
+def test_a_group_that_the_base_was_given_is_completed(base: Any, own: dict[str, Any]) -> None:
     model, late = net(), nn.Parameter(torch.ones(2))
-    optimizer = sam(model, adaptive=True)
-    optimizer.base.add_param_group({"params": [late]})
+    optimizer = sam(model, base, adaptive=True)
+    optimizer.base.add_param_group({"params": [late], **own})
     x, y = batch()
     optimizer.step(lambda: nn.functional.cross_entropy(model(x) * late, y).backward())
     assert not torch.equal(late, torch.ones(2))
     assert {"rho", "adaptive", "eta", "by", "base_lr"} <= {*optimizer.param_groups[-1]}
+    assert optimizer.param_groups[-1]["rho"] == own.get("rho", 0.05)
+
+
+class WithClip(torch.optim.SGD):
+    """Has a setting of a name that SAM takes too."""
+
+    def __init__(self, params: Any, lr: float):
+        super().__init__(params, lr=lr)
+        self.defaults["clip"] = 1.0
+        for group in self.param_groups:
+            group["clip"] = 1.0
+
+
+def test_a_base_may_have_a_setting_of_a_name_that_sam_has_for_all_groups() -> None:
+    model = net()
+    optimizer = SAM(model.parameters(), WithClip(model.parameters(), lr=0.1), model=model)
+    optimizer.step(closure_of(model, *batch()))
+    assert optimizer.clip is None and optimizer.param_groups[0]["clip"] == 1.0
 
 
 def test_a_model_with_none_of_the_parameters_is_refused() -> None:
@@ -133,21 +171,56 @@ def test_hooks_of_states_are_called_and_may_change_them() -> None:
     assert seen == ["save", "mine", 7] and state["note"] == "mine"
 
 
+@pytest.mark.parametrize("calls", ["one", "two"])
+def test_hooks_of_steps_are_called_once_a_step(calls: str) -> None:
+    model, seen = net(), []
+    optimizer = sam(model)
+    optimizer.register_step_pre_hook(lambda one, args, settings: seen.append(("before", one.steps, one.displaced)))
+    optimizer.register_step_post_hook(lambda one, args, settings: seen.append(("after", one.steps, one.displaced)))
+    closure = closure_of(model, *batch())
+    if calls == "one":
+        optimizer.step(closure)
+    else:
+        closure()
+        optimizer.first_step()
+        closure()
+        optimizer.second_step()
+    assert seen == [("before", 0, False), ("after", 1, False)]
+
+
+def test_a_hook_that_would_change_the_arguments_of_two_calls_is_refused() -> None:
+    model = net()
+    optimizer, closure = sam(model), closure_of(model, *batch())
+    optimizer.register_step_pre_hook(lambda one, args, settings: (args, settings))
+    closure()
+    optimizer.first_step()
+    closure()
+    with pytest.raises(UserInputError, match="a hook of steps in two calls cannot change their arguments"):
+        optimizer.second_step()
+
+
+def test_chunks_take_a_closure_that_returns_nothing() -> None:
+    model, (x, y) = net(), batch()
+    optimizer, before = sam(model, m=4), state_of(model)
+    closure = lambda part: nn.functional.cross_entropy(model(x[part]), y[part]).backward()  # noqa: E731
+    assert optimizer.step(closure, samples=6) is None and not same(before, state_of(model))
+
+
 # --- states
 
 
 class OneMemory(torch.optim.Optimizer):
     """Keeps one tensor for each parameter, of a shape that `keep` says."""
 
-    def __init__(self, params: Any, keep: str = "all"):
+    def __init__(self, params: Any, keep: str = "all", name: str = "memory"):
         super().__init__(params, {"lr": 0.1})
-        self.keep = keep
+        self.keep, self.name = keep, name
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             for one in group["params"]:
-                self.state[one]["memory"] = self.made(one.grad)
+                self.state[one][self.name] = self.made(one.grad)
 
     def made(self, gradient: Tensor) -> Tensor:
         if self.keep == "all":
@@ -155,6 +228,16 @@ class OneMemory(torch.optim.Optimizer):
         if self.keep == "square":  # as preconditioners are
             return gradient.reshape(len(gradient), -1) @ gradient.reshape(len(gradient), -1).T
         return gradient.reshape(len(gradient), -1).mean(1, keepdim=gradient.dim() > 1)  # as factored variances are
+
+
+class SomeEntries(OneMemory):
+    """Keeps moments of the entries that a mask chooses."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for memory in self.state.values():
+            memory["mask"] = memory["memory"] > 0.0
+            memory["exp_avg"] = memory.pop("memory")[memory["mask"]]
 
 
 BASES = {
@@ -165,6 +248,8 @@ BASES = {
     "a user's": (OneMemory, {}),
     "one with squares": (OneMemory, {"keep": "square"}),
     "one with rows": (OneMemory, {"keep": "rows"}),
+    "one with some entries": (SomeEntries, {}),
+    "one with rows under a known name": (OneMemory, {"keep": "rows", "name": "exp_avg_sq"}),
 }
 
 
@@ -190,3 +275,53 @@ def test_a_state_is_taken_over_at_its_own_widths_alone(base: Any, settings: dict
         else:
             with pytest.raises(UserInputError, match="of parameter . must have its shape"):
                 optimizer.load_state_dict(saved)
+
+
+class Around(torch.optim.SGD):
+    """Has states of a form of its own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"inner": super().state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict["inner"])
+
+
+def test_a_base_judges_a_state_of_its_own_form_itself() -> None:
+    settings = {"lr": 0.1, "momentum": 0.9}
+    optimizer = stepped(nn.Linear(3, 2), Around, settings)
+    optimizer.steps = 5
+    other = stepped(nn.Linear(3, 2), Around, settings)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.steps == 5
+    assert all(
+        torch.equal(one["momentum_buffer"], two["momentum_buffer"])
+        for one, two in zip(optimizer.base.state.values(), other.base.state.values(), strict=True)
+    )
+
+
+def test_distributed_checkpoints_take_the_base() -> None:
+    whole, parts = net(), net()
+    one = sam(whole, interval=2)
+    train(one, whole, 6)
+    optimizer = sam(parts, interval=2)
+    train(optimizer, parts, 3)
+    saved, steps = get_optimizer_state_dict(parts, optimizer.base), optimizer.steps
+    fresh = sam(parts, interval=2)
+    set_optimizer_state_dict(parts, fresh.base, saved)
+    fresh.steps = steps
+    train(fresh, parts, 3, first=3)
+    assert same(state_of(whole), state_of(parts))
+
+
+def test_distributed_checkpoints_of_sam_itself_are_refused_with_the_remedy() -> None:
+    model = net()
+    optimizer = sam(model)
+    train(optimizer, model, 1)
+    saved = get_optimizer_state_dict(model, optimizer)
+    for other, message in (
+        (sam(net(1)), r"as torch.distributed.checkpoint does, takes optimizer.base"),
+        (optimizer, r"load a base's own, as torch.distributed.checkpoint gives it, into .base"),
+    ):
+        with pytest.raises(UserInputError, match=message):
+            set_optimizer_state_dict(other.model, other, saved)  # type: ignore[arg-type]

@@ -71,6 +71,96 @@ def test_a_scaler_that_cannot_work_is_refused():
     assert same(before, state_of(model))
 
 
+def test_a_gradient_that_the_scaler_has_unscaled_before_the_move_is_known():
+    model, other = net().eval(), net().eval()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for kind, settings in ((SAM, {}), (AMP, {"rho": 5.0, "inner_lr": 0.3})):
+        optimizer = kind(model.parameters(), torch.optim.SGD, model=model, lr=0.1, **settings)
+        twin = kind(other.parameters(), torch.optim.SGD, model=other, lr=0.1, **settings)
+        loss_of = scaled(model, scaler)
+        for _ in range(2):
+            loss_of()
+            scaler.unscale_(optimizer.base)
+            assert optimizer.first_step(scaler=scaler)
+            loss_of()
+            optimizer.second_step(scaler=scaler)
+            scaler.update()
+            twin.step(closure_of(other, *batch()))
+        for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("where", ["in the closure", "before the step"])
+def test_a_closure_may_unscale_and_what_was_unscaled_before_it_does_not_count(where: str):
+    model, other = net().eval(), net().eval()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer, loss_of = AMP(model.parameters(), torch.optim.SGD, model=model, lr=0.1, rho=5.0), scaled(model, scaler)
+
+    def closure() -> Tensor:
+        loss = loss_of()
+        if where == "in the closure":
+            scaler.unscale_(optimizer.base)
+        return loss
+
+    if where == "before the step":
+        loss_of()
+        scaler.unscale_(optimizer.base)
+    optimizer.step(closure, scaler=scaler)
+    AMP(other.parameters(), torch.optim.SGD, model=other, lr=0.1, rho=5.0).step(closure_of(other, *batch()))
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_a_closure_over_chunks_may_not_unscale():
+    model, scaler = net().eval(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer, before, loss_of = sam(model, m=3), state_of(model), scaled(model, scaler)
+    with pytest.raises(UserInputError, match=r"with m adds up scaled gradients: call no unscale_\(\) in the closure"):
+        optimizer.step(lambda part: (loss_of(), scaler.unscale_(optimizer.base)), scaler=scaler, samples=6)
+    assert same(before, state_of(model))
+
+
+def test_an_overflow_of_an_unscaled_first_gradient_skips_the_step():
+    model, scaler = net().eval(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer, before, loss_of = sam(model), state_of(model), scaled(model, scaler, spoil=math.inf)
+    loss_of()
+    scaler.unscale_(optimizer.base)
+    assert not optimizer.first_step(scaler=scaler)
+    loss_of()
+    optimizer.second_step(scaler=scaler)
+    scaler.update()
+    assert same(before, state_of(model)) and scaler.get_scale() == 512.0
+
+
+@pytest.mark.parametrize("mistake", ["step", "step between", "unscale_"])
+def test_a_step_is_right_after_a_mistake_with_the_scaler(mistake: str):
+    model, other = net().eval(), net().eval()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer, loss_of = sam(model), scaled(model, scaler)
+    loss_of()
+    if mistake == "step between":
+        optimizer.first_step(scaler=scaler)
+        loss_of()
+    with pytest.raises(
+        UserInputError, match=r"SAM steps through a scaler itself|call scaler.unscale_\(optimizer.base\)"
+    ):
+        if mistake == "unscale_":
+            scaler.unscale_(optimizer)
+            optimizer.first_step(scaler=scaler)
+        else:
+            scaler.step(optimizer)
+    optimizer.restore()
+    optimizer.step(loss_of, scaler=scaler)
+    sam(other).step(closure_of(other, *batch()))
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_a_scaler_must_be_one():
+    model = net()
+    with pytest.raises(UserInputError, match=r"SAM's scaler must be a torch.amp.GradScaler or None, got 1"):
+        sam(model).step(closure_of(model, *batch()), scaler=1)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("spoil", [math.nan, math.inf])
 def test_a_bad_first_gradient_skips_the_step_through_any_scaler(enabled: bool, spoil: float):
@@ -172,6 +262,38 @@ def test_two_calls_under_one_autocast_see_the_moved_weights():
     assert not torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("calls", ["one", "two", "one, second order", "one, which fails", "one, plain"])
+def test_a_forward_behind_a_step_under_one_autocast_sees_the_present_weights(calls: str):
+    torch.set_default_dtype(torch.float32)
+    model, x, passes = nn.Linear(8, 8), torch.randn(4, 8), []
+    optimizer = sam(model, rho=2.0, lr=0.1, second_order="second" in calls, interval=2 if "plain" in calls else 1)
+
+    def closure() -> Tensor:
+        loss = model(x).float().square().sum()
+        if not optimizer.second_order:
+            loss.backward()
+        passes.append(None)
+        if "fails" in calls and len(passes) == 2:
+            raise KeyboardInterrupt
+        return loss
+
+    with torch.autocast("cpu", torch.bfloat16):
+        try:
+            for _ in range(2):
+                if calls == "two":
+                    closure()
+                    optimizer.first_step()
+                    closure()
+                    optimizer.second_step()
+                else:
+                    optimizer.step(closure)
+        except KeyboardInterrupt:
+            pass
+        inside = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(inside, model(x))
+
+
 def test_what_is_frozen_is_not_moved_by_an_old_gradient():
     model = net()
     optimizer = sam(model, rho=0.5)
@@ -208,6 +330,14 @@ def test_second_order_is_exact_with_batch_norm():
     assert model[1].num_batches_tracked == 1
 
 
+def test_second_order_refuses_a_closure_with_a_backward():
+    model = net().eval()
+    optimizer, before = sam(model, second_order=True), state_of(model)
+    with pytest.raises(UserInputError, match=r"a closure that returns the loss, without backward\(\)"):
+        optimizer.step(closure_of(model, *batch()))
+    assert same(before, state_of(model))
+
+
 def test_second_order_refuses_sparse_gradients():
     model = nn.Embedding(5, 3, sparse=True)
     with pytest.raises(UserInputError, match="second_order needs dense gradients, got a sparse one"):
@@ -238,6 +368,43 @@ def test_buffers_that_no_forward_could_write_to_are_left_alone():
     before = model.layer.weight.detach().clone()
     sam(model).step(lambda: model(torch.randn(4, 3)).square().sum().backward() or torch.zeros(()))
     assert not torch.equal(before, model.layer.weight)
+
+
+FORMS = {
+    "coo": torch.Tensor.to_sparse,
+    "csr": torch.Tensor.to_sparse_csr,
+    "csc": torch.Tensor.to_sparse_csc,
+    "bsr": lambda one: one.to_sparse_bsr((2, 2)),
+}
+
+
+class Neighbours(nn.Module):
+    """Means over neighbours in a graph, whose edges it counts."""
+
+    def __init__(self, form: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("edges", form(torch.eye(4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.edges.mul_(2.0)
+        return self.edges.to_dense() @ self.layer(x)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse .* support is in beta state")
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("second_order", [False, True])
+def test_sparse_buffers_are_those_of_the_first_pass_too(form: Any, second_order: bool):
+    model, x = Neighbours(form), torch.randn(4, 3)
+
+    def closure() -> Tensor:
+        loss = model(x).square().sum()
+        if not second_order:
+            loss.backward()
+        return loss
+
+    sam(model, second_order=second_order).step(closure)
+    assert torch.equal(model.edges.to_dense(), 2.0 * torch.eye(4))
 
 
 def test_layers_that_are_inserted_train_and_are_normalised():
@@ -313,6 +480,8 @@ def bound(**settings: Any) -> Callable[[], SAM]:
         (bound(base=torch.optim.LBFGS), "base must step from gradients alone, got LBFGS"),
         (lambda: SAM(torch.ones(2), model=net()), "params must be a list of parameters or of groups, got one tensor"),
         (lambda: sam(net()).add_param_group({"params": [], "norm": 2}), "norm must be the same for all groups"),
+        (lambda: sam(nn.Sequential(nn.LazyLinear(3))), "got some of lazy layers; run the model on one batch first"),
+        (lambda: sam(net()).load_state_dict([1]), "SAM: a state must be a dict that state_dict\\(\\) gave, got list"),
         (lambda: Linear(0), "Linear: total must be a whole number >= 1, got 0"),
     ],
 )

@@ -163,17 +163,57 @@ def test_growth_between_two_steps_keeps_all_state():
     assert optimizer.state[model[0].weight]["exp_avg"][6:].any()
 
 
-@not_naive(sam, naive_sam)  # which can grow at no time: nothing is known of the base that it wraps
-def test_growth_between_the_passes_is_refused(make: Any):
+NAMED = {"SAM": lambda one: one, "its base": lambda one: one.base, "none": lambda one: None}
+BETWEEN = "weights cannot be grown between the two passes of SAM"
+
+
+@not_naive(sam, naive_sam, AssertionError, pytest.fail.Exception)
+@pytest.mark.parametrize("named", NAMED.values(), ids=NAMED)
+@pytest.mark.parametrize("edit", ["widen", "deepen", "undo"])
+def test_growth_between_the_passes_is_refused_whichever_optimizer_is_named(make: Any, named: Any, edit: str):
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(8, 4)
-    optimizer, site = make(model), growkit.find_sites(model, x)[0]
-    closure_of(model, x, torch.arange(8) % 2)()
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    x, y = torch.randn(8, 4), torch.arange(8) % 2
+    optimizer, done = make(model), growkit.widen(model, growkit.find_sites(model, x)[0], 2)
+    site, place = growkit.find_sites(model, x)[0], growkit.find_places(model, x)[0]
+    before = state_of(model)
+    closure_of(model, x, y)()
     optimizer.first_step()
     moved = state_of(model)
-    with pytest.raises(UserInputError, match="between its two passes"):
-        growkit.widen(model, site, 3, optimizer=optimizer)
+    edits = {
+        "widen": lambda: growkit.widen(model, site, 3, optimizer=named(optimizer)),
+        "deepen": lambda: growkit.deepen(model, place, optimizer=named(optimizer)),
+        "undo": done.undo,
+    }
+    with pytest.raises(UserInputError, match=BETWEEN):
+        edits[edit]()
     assert same(moved, state_of(model))
+    optimizer.restore()
+    assert same(before, state_of(model))
+
+
+def test_a_copy_of_a_model_grows_while_the_weights_are_moved():
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(8, 4)
+    optimizer = sam(model)
+    closure_of(model, x, torch.arange(8) % 2)()
+    optimizer.first_step()
+    twin = copy.deepcopy(model)
+    growkit.widen(twin, growkit.find_sites(twin, x)[0], 3)
+    assert twin[0].out_features == 9
+
+
+@pytest.mark.parametrize("units", [1, 5])
+def test_weights_that_others_resize_between_the_passes_are_named_and_the_rest_is_put_back(units: int):
+    model, x = nn.Sequential(nn.Linear(4, units), nn.Tanh(), nn.Linear(units, 2)), torch.randn(8, 4)
+    optimizer, before = sam(model, rho=0.5), state_of(model)
+    closure_of(model, x, torch.arange(8) % 2)()
+    optimizer.first_step()
+    model[0].weight.data = torch.cat([model[0].weight.data, torch.zeros(3, 4)])
+    model[0].weight.grad = None
+    with pytest.raises(UserInputError, match=r"cannot put back weights that were resized .* 1 of them, now \(., 4\)"):
+        optimizer.restore()
+    assert not optimizer.displaced
+    assert all(torch.equal(before[name], one) for name, one in model.named_parameters() if name != "0.weight")
 
 
 @not_naive(SAM, NaiveSAM)

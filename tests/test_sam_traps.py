@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -107,6 +108,27 @@ def test_steps_inside_a_compiled_function_are_those_outside_and_make_no_new_grap
         compiled(*batch(t))
         train(outside, other, 1, first=t)
     assert same(state_of(model), state_of(other)) and not counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.filterwarnings("default")  # those of a compiler are not ours
+def test_what_moves_the_weights_inside_a_compiled_function_is_not_compiled():
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), torch.randn(8, 4)
+    optimizer, origins = sam(model), set[str]()
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        origins.update(re.findall(r"(\w+)\.py", " ".join(node.stack_trace or "" for node in graph.graph.nodes)))
+        return graph.forward
+
+    def closure() -> Tensor:
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda: optimizer.step(closure), backend=backend)
+    for _ in range(4):
+        compiled()
+    assert "test_sam_traps" in origins and not origins & {"neighbourhood", "ascent", "displacement", "two_passes"}
 
 
 # --- restoring

@@ -17,7 +17,7 @@ from torch._compile import _disable_dynamo
 
 from growkit.errors import UserInputError
 from growkit.optim.bounded_step import HALVES, bounded_step
-from growkit.optim.checks import Range, check_choice, check_ranges, check_state, check_whole
+from growkit.optim.checks import Range, check_choice, check_mapping, check_ranges, check_state, check_whole
 from growkit.optim.compiled import compiled_kernel
 from growkit.optim.rates import Rates
 
@@ -124,7 +124,9 @@ class AdaBound(torch.optim.Optimizer):
         Raises:
             UserInputError: it is of other groups or shapes, or its settings are out of range.
         """
-        name, taken = type(self).__name__, dict(state_dict)
+        name = type(self).__name__
+        check_mapping(name, state_dict)
+        taken = dict(state_dict)
 
         def check(_: torch.optim.Optimizer, adapted: dict[str, Any]) -> None:
             """As a hook after those of others, which may have made another one of it."""

@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import is_grad_enabled
 from torch._C import _set_grad_enabled as set_grad_enabled
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._compile import _disable_dynamo
 from torch.compiler import is_dynamo_compiling
 
@@ -34,7 +35,8 @@ def apart(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def called(*args: P.args, **settings: P.kwargs) -> R:
-        if is_dynamo_compiling():
+        # torch.compile, which leaves a frame without operations as it is, would still compile what that calls
+        if is_dynamo_compiling() or get_eval_frame_callback() is not None:
             return uncompiled(*args, **settings)
         enabled = is_grad_enabled()
         set_grad_enabled(False)  # no_grad() costs several times as much

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from growkit.errors import UserInputError
 from growkit.optim.blocks import is_dense
@@ -38,6 +39,10 @@ def base_of(
     if isinstance(params, Tensor):
         raise UserInputError(f"{owner}: params must be a list of parameters or of groups, got one tensor; put it in []")
     params = list(params)
+    if any(is_lazy(one) for one in _tensors(params)):
+        raise UserInputError(
+            f"{owner}: parameters must hold numbers, got some of lazy layers; run the model on one batch first"
+        )
     if isinstance(base, type) and issubclass(base, torch.optim.Optimizer):
         made = base(params, **_fused(base, params, settings, model))  # type: ignore[call-arg]
     elif isinstance(base, torch.optim.Optimizer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral, Real
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from growkit.errors import UserInputError
 
-__all__ = ["MOMENTS", "Range", "check_choice", "check_ranges", "check_state", "check_whole"]
+__all__ = ["MOMENTS", "Range", "check_choice", "check_mapping", "check_ranges", "check_state", "check_whole"]
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,18 @@ def check_whole(owner: str, name: str, value: Any) -> None:
         raise UserInputError(f"{owner}: {name} must be a whole number >= 1, got {value!r}")
 
 
+def check_mapping(owner: str, state_dict: Any) -> None:
+    """Refuse a state that is no dict.
+
+    Raises:
+        UserInputError: with its type.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise UserInputError(f"{owner}: a state must be a dict that state_dict() gave, got {type(state_dict).__name__}")
+
+
 NOT_SAVED = {"param_names", "initial_lr"}  # that may have come up since
-# what torch's optimizers keep for every weight
+# what torch's optimizers, and those here, keep for every weight
 MOMENTS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg"} | {
     *("grad_avg", "acc_delta", "sum", "ax", "prev", "step_size")
 }
@@ -107,23 +117,33 @@ def check_state(owner: str, optimizer: torch.optim.Optimizer, state_dict: Mappin
                 f"{owner}: a state must have the settings of the optimizer, got none of {', '.join(lacking)}; "
                 f"was it saved by another kind?"
             )
+    known = MOMENTS if _keeps_moments(optimizer) else set[str]()
     for number, (parameter, key) in enumerate(zip(chain(*ours), chain(*saved), strict=True)):
         present = optimizer.state.get(parameter, {})
-        for name, shape in _misfits(parameter, state_dict["state"].get(key, {}), present).items():
+        for name, shape in _misfits(parameter, state_dict["state"].get(key, {}), present, known).items():
             raise UserInputError(
                 f"{owner}: {name} of parameter {number} must have its shape {tuple(parameter.shape)}, got "
                 f"{tuple(shape)}; a state fits the widths that it was saved at"
             )
 
 
-def _misfits(parameter: Tensor, saved: Any, present: Mapping[str, Any]) -> dict[str, torch.Size]:
+def _keeps_moments(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether names say what it keeps: others keep means over rows, or of some entries, under the names of torch."""
+    kinds = [kind for kind in type(optimizer).__mro__ if kind is not torch.optim.Optimizer]
+    return any(kind.__module__.startswith(("torch.optim.", "growkit.")) for kind in kinds)
+
+
+def _misfits(
+    parameter: Tensor, saved: Any, present: Mapping[str, Any], moments: Collection[str]
+) -> dict[str, torch.Size]:
     """The shapes of what was saved that belong to another parameter.
 
-    Optimizers may keep tensors of shapes of their own, as means over rows. So one of an unknown name is refused only
-    where none has the parameter's shape, and it differs from the present one, or from all that its extents allow.
+    Those of `moments` have that of their parameter. Optimizers may keep tensors of shapes of their own, as means over
+    rows. So one of another name is refused only where none has the parameter's shape, and it differs from the present
+    one, or from all that its extents allow.
     """
     shapes = {name: one.shape for name, one in saved.items() if isinstance(one, Tensor) and one.dim()}
-    wrong = {name: shape for name, shape in shapes.items() if name in MOMENTS and shape != parameter.shape}
+    wrong = {name: shape for name, shape in shapes.items() if name in moments and shape != parameter.shape}
     if wrong or parameter.shape in shapes.values():
         return wrong
     for name, shape in shapes.items():

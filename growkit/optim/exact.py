@@ -51,6 +51,7 @@ def exact_gradient(
     finally:
         for parameter, value in kept.items():
             parameter.data.copy_(value)
+        torch.clear_autocast_cache()  # of the weights as they were moved
         buffers.restore()
     _chain(trained, there, steps)
     return loss.detach(), True

@@ -18,7 +18,7 @@ from growkit.optim.ascent import LEAST, Pull, as_reals, in_units, largest_entry,
 from growkit.optim.base_step import step_base
 from growkit.optim.fused import fitted
 
-__all__ = ["Scaler", "final_step", "tell_overflow", "usable"]
+__all__ = ["Scaler", "final_step", "forget_unscaling", "is_unscaled", "tell_overflow", "usable"]
 
 Scaler = torch.amp.GradScaler | None
 
@@ -29,14 +29,35 @@ def usable(optimizer: Any, scaler: Scaler) -> Scaler:
     Raises:
         UserInputError: it was used in a way that cannot work.
     """
-    if getattr(optimizer, "grad_scale", None) is not None:
+    if "grad_scale" in optimizer.__dict__:
         del optimizer.grad_scale, optimizer.found_inf  # which its step would have taken away
         raise UserInputError("SAM steps through a scaler itself: call step(closure, scaler=scaler)")
-    if scaler is None or not scaler.is_enabled():
+    if scaler is None:
         return None
-    if id(optimizer) in getattr(scaler, "_per_optimizer_states", ()):
+    if not isinstance(scaler, torch.amp.GradScaler):
+        raise UserInputError(f"SAM's scaler must be a torch.amp.GradScaler or None, got {scaler!r}")
+    if not scaler.is_enabled():
+        return None
+    state = scaler._per_optimizer_states.pop(id(optimizer), None)
+    if state is not None and state["stage"] is OptState.UNSCALED:
         raise UserInputError("SAM's gradients are those of its base: call scaler.unscale_(optimizer.base)")
     return scaler
+
+
+def is_unscaled(base: torch.optim.Optimizer, scaler: Scaler) -> bool:
+    """Whether the present gradients went through `scaler.unscale_(base)`."""
+    if scaler is None:
+        return False
+    state = scaler._per_optimizer_states.get(id(base))
+    return state is not None and state["stage"] is OptState.UNSCALED
+
+
+def forget_unscaling(base: torch.optim.Optimizer, scaler: Scaler) -> bool:
+    """Make a scaler take the gradients of the next pass for scaled ones; whether those of the last were unscaled."""
+    if scaler is None or not is_unscaled(base, scaler):
+        return False
+    del scaler._per_optimizer_states[id(base)]
+    return True
 
 
 def final_step(base: torch.optim.Optimizer, clip: float | None, scaler: Scaler) -> None:

@@ -22,7 +22,7 @@ from growkit.optim.apart import apart
 from growkit.optim.checks import Range, check_choice, check_ranges, check_whole
 from growkit.optim.displacement import Displacement
 from growkit.optim.exact import exact_gradient
-from growkit.optim.final_step import Scaler, final_step, tell_overflow, usable
+from growkit.optim.final_step import Scaler, final_step, forget_unscaling, is_unscaled, tell_overflow, usable
 from growkit.optim.neighbourhood import Moved, Moves, Neighbourhood, Schedule, patterns_of
 from growkit.optim.two_passes import KeptBuffers, Marks, Replay
 from growkit.optim.wrapping import Wrapping
@@ -34,6 +34,15 @@ Adaptive = bool | Literal["all"]
 NO_MODEL = (
     "SAM was made without model=: statistics of batch norms are then updated by both passes, which groups hold norms "
     "and biases is guessed from shapes, and gradients of a first pass are averaged over processes"
+)
+INNER_MODEL = (
+    "{}: sync=False keeps the first gradient each process's own by the no_sync() of a model, got {}, which has none: "
+    "what wraps it averages that gradient too; give the DistributedDataParallel module as model=, or take sync=True"
+)
+NO_CLOSURE = (
+    "SAM.step needs a closure that computes the loss and its gradients, for it is called twice; or call first_step() "
+    "after the first backward and second_step() after the second; got {!r}. What steps without one, as "
+    "torch.distributed.checkpoint does, takes optimizer.base"
 )
 
 
@@ -77,14 +86,16 @@ class SAM(Wrapping):
         clip: largest norm of the final gradient, over all groups; None for no limit.
         second_order: the exact gradient of the loss at w + e(w), with the derivative of e, which the paper leaves out.
             The closure then only returns the loss, without backward(); a step costs about a third pass.
-        sync: average the first gradient over processes too.
+        sync: average the first gradient over processes too. That happens anyway where `model` is not the module which
+            averages, as DistributedDataParallel, but what it wraps.
         moved: which parameters are moved: "all"; "norms", the scales and shifts of normalising layers (SAM-ON, Mueller
             et al., 2023), for which `model` is needed; or patterns of their names, as in a shell.
         model: the module that is trained.
         base_settings: of the base class.
 
     Attributes:
-        base: the base optimizer; groups and state are shared with it.
+        base: the base optimizer; groups and state are shared with it. Give it to torch.distributed.checkpoint, which
+            steps without a closure to make state, and save `steps` beside.
         steps: how many steps were made. skipped: how many were skipped for gradients that were not finite.
 
     Raises:
@@ -137,6 +148,8 @@ class SAM(Wrapping):
         self.check_group(own)
         if model is None:
             warnings.warn(NO_MODEL, stacklevel=2)
+        elif not (sync or hasattr(model, "no_sync")) and _among_others():
+            warnings.warn(INNER_MODEL.format(name, type(model).__name__), stacklevel=2)
         self.interval, self.m, self.clip = interval, m, clip
         self.second_order, self.sync = second_order, sync
         self._averages = hasattr(model, "no_sync")  # over processes, in a backward
@@ -160,7 +173,7 @@ class SAM(Wrapping):
         check_ranges(name, group, RANGES)
         check_choice(name, "adaptive", group["adaptive"], (False, True, "all"))
         check_choice(name, "by", group["by"], ("element", "filter"))
-        whole = [setting for setting in WHOLE if setting in group]
+        whole = [setting for setting in WHOLE if setting in group and setting not in self.base.defaults]
         if whole:
             raise UserInputError(f"{name}: {', '.join(whole)} must be the same for all groups, got it in one of them")
 
@@ -179,6 +192,7 @@ class SAM(Wrapping):
             closure: computes the loss and its gradients (of all micro-batches, if there are several), and returns the
                 loss. Gradients are forgotten before each call. It must open its autocast itself.
             scaler: scales the loss in the closure; the step then goes through it, and `scaler.update()` is yours.
+                Without `m` the closure may call `scaler.unscale_(optimizer.base)` behind its backward.
             samples: size of the batch, with `m` alone. The closure then takes a slice of the batch and computes the
                 mean over it.
 
@@ -188,14 +202,12 @@ class SAM(Wrapping):
         Raises:
             UserInputError: there is no closure, it computes no gradients, or the weights are between two passes.
         """
+        scaler = usable(self, scaler)
         self.check_in_place("stepped")
         self.complete_groups()
         if not callable(closure):
-            raise UserInputError(
-                "SAM.step needs a closure that computes the loss and its gradients, for it is called twice; or call "
-                f"first_step() after the first backward and second_step() after the second; got {closure!r}"
-            )
-        scaler = usable(self, scaler)
+            raise UserInputError(NO_CLOSURE.format(closure))
+        forget_unscaling(self.base, scaler)  # as the gradients from before will be
         if self.second_order and scaler is not None:
             raise UserInputError("SAM.step takes no scaler with second_order, whose closure makes no backward pass")
         if (samples is None) != (self.m is None):
@@ -209,6 +221,7 @@ class SAM(Wrapping):
         else:
             loss, finite = self._looked_around(closure, scaler)
         self._finish(scaler, finite)
+        torch.clear_autocast_cache()  # under an autocast around the step it holds copies of the weights from before
         return loss
 
     def _looked_around(self, closure: Callable[[], Any], scaler: Scaler) -> tuple[Any, bool]:
@@ -243,7 +256,7 @@ class SAM(Wrapping):
         torch.clear_autocast_cache()
         self.zero_grad()
         loss = closure()
-        if not (isinstance(loss, Tensor) and loss.requires_grad and loss.dim() == 0):
+        if self.gradients() or not (isinstance(loss, Tensor) and loss.requires_grad and loss.dim() == 0):
             raise UserInputError("SAM.step with second_order needs a closure that returns the loss, without backward()")
         return loss
 
@@ -255,8 +268,11 @@ class SAM(Wrapping):
             share = (part.stop - part.start) / samples
             loss, fine = self._looked_around(lambda part=part: closure(part), scaler)
             finite = finite and fine
-            loss = share * (loss.detach() if isinstance(loss, Tensor) else loss)
-            mean = loss if mean is None else mean + loss
+            if is_unscaled(self.base, scaler):
+                raise UserInputError("SAM.step with m adds up scaled gradients: call no unscale_() in the closure")
+            if loss is not None:
+                loss = share * (loss.detach() if isinstance(loss, Tensor) else loss)
+                mean = loss if mean is None else mean + loss
             for parameter in self.with_gradients():
                 gradient = parameter.grad * share
                 sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
@@ -288,7 +304,7 @@ class SAM(Wrapping):
         the gradients are averaged before they come here, so that `sync` must be True.
 
         Args:
-            scaler: that scaled the loss.
+            scaler: that scaled the loss; gradients may be unscaled by `scaler.unscale_(optimizer.base)`.
             zero_grad: forget the gradients then.
 
         Returns:
@@ -298,7 +314,8 @@ class SAM(Wrapping):
             UserInputError: there is no gradient, the weights were moved already, or interval, m, second_order or a
                 first gradient of each process's own were asked for, which need `step`.
         """
-        self.check_in_place("stepped")
+        if self._displacement.active:
+            self.check_in_place("stepped")
         self.complete_groups()
         if self.interval > 1 or self.second_order or self.m is not None:
             raise UserInputError("SAM: interval, m and second_order need step(closure): two calls cannot follow them")
@@ -321,14 +338,14 @@ class SAM(Wrapping):
         return moved
 
     def second_step(self, *, scaler: Scaler = None, zero_grad: bool = True) -> None:
-        """Put the weights back and let the base step, after the second backward.
+        """Put the weights back and let the base step, after the second backward; hooks of steps are called around it.
 
         Raises:
             UserInputError: `first_step` was not called, or with another scaler, or there is no gradient or only the
                 first one; the weights are put back.
         """
         (lost, self._lost), used = (self._lost, False), self._used
-        known = self.displaced or lost
+        known = self._displacement.active or lost
         self.restore()
         gradients = self.gradients()
         if not known or not gradients or (used is not None and used.fit(gradients)):
@@ -336,8 +353,12 @@ class SAM(Wrapping):
         scaler = usable(self, scaler)
         if self._through != (None if scaler is None else id(scaler)):
             raise UserInputError("SAM.second_step takes the scaler that first_step was given, got another one or none")
+        if self._optimizer_step_pre_hooks:
+            self.call_hooks(self._optimizer_step_pre_hooks)
         self._finish(scaler, not lost)
         self._opt_called = True  # what a scheduler asks for, which knows only step()
+        if self._optimizer_step_post_hooks:
+            self.call_hooks(self._optimizer_step_post_hooks)
         if zero_grad:
             self.zero_grad()
 
@@ -345,6 +366,7 @@ class SAM(Wrapping):
     def restore(self) -> None:
         """Put the weights back to where they were before the first pass, bit for bit; nothing if they are there."""
         buffers, self._between, self._used = self._between, None, None
+        torch.clear_autocast_cache()  # an autocast around both passes would go on with the moved weights
         self._displacement.restore()
         if buffers is not None:
             buffers.restore()
@@ -364,7 +386,7 @@ class SAM(Wrapping):
     @apart
     def _move(self, scaler: Scaler) -> bool:
         """Move the weights to where the loss is largest, to first order; False where a gradient is not finite."""
-        scale = 1.0 if scaler is None else scaler.get_scale()
+        scale = 1.0 if scaler is None or forget_unscaling(self.base, scaler) else scaler.get_scale()
         moves = self.neighbourhood.moves(self.param_groups, self.steps, scale)
         if self._is_local():
             moves = self._agreed(moves)
@@ -391,6 +413,11 @@ class SAM(Wrapping):
     def _first_gradient_alone(self) -> AbstractContextManager[Any]:
         no_sync = getattr(self.model, "no_sync", None)
         return nullcontext() if self.sync or no_sync is None else no_sync()
+
+
+def _among_others() -> bool:
+    """Whether this is one of several processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 RANGES = {"rho": Range(0.0), "eta": Range(0.0)}

@@ -69,12 +69,18 @@ class KeptBuffers:
         if self._held:
             # by .data: the first pass's graph may still be needed, and knows from a count who wrote to a buffer
             torch._foreach_copy_([buffer.data for _, _, buffer in self._held], self._values)
+            for (_, _, buffer), value in zip(self._held, self._values, strict=True):
+                if buffer.is_sparse:  # a list of entries, of which .data is another one
+                    with torch.autograd._unsafe_preserve_version_counter(buffer):
+                        buffer.copy_(value)
 
 
 def _may_change(buffer: Tensor | None) -> bool:
     """Whether torch would let a forward write to it: not where entries share memory, or what inference made."""
     if buffer is None or buffer.is_inference():
         return False
+    if buffer.layout != torch.strided:  # of which each entry stands by itself
+        return True
     return all(stride or extent <= 1 for stride, extent in zip(buffer.stride(), buffer.shape, strict=True))
 
 

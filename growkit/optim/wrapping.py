@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from growkit.errors import GrowthRefused, UserInputError
+from growkit.errors import UserInputError
 from growkit.optim.base import base_of
-from growkit.optim.checks import check_state
+from growkit.optim.checks import check_mapping, check_state
 
 __all__ = ["Wrapping"]
 
@@ -45,6 +45,7 @@ class Wrapping(torch.optim.Optimizer):
         self.model = model
         self.steps = self.skipped = 0
         self._own = dict(own)
+        self._complete_to: dict[str, Any] | None = None  # the last group when all were complete
         self.base = base_of(name, base, params, settings, (*own, "base_lr"), model)
         held = {id(one) for group in self.base.param_groups for one in group["params"]}
         if model is not None and held.isdisjoint(map(id, model.parameters())):
@@ -77,13 +78,7 @@ class Wrapping(torch.optim.Optimizer):
 
     @property
     def state(self) -> Any:
-        """That of the base; nothing else is kept from step to step.
-
-        Raises:
-            GrowthRefused: between the two passes: weights that are moved may not grow.
-        """
-        if self.displaced:
-            raise GrowthRefused(BETWEEN.format(type(self).__name__, "grown"))
+        """That of the base; nothing else is kept from step to step."""
         return self.base.state
 
     @state.setter
@@ -104,17 +99,32 @@ class Wrapping(torch.optim.Optimizer):
         self._complete(self.base.param_groups[-1])
 
     def complete_groups(self) -> None:
-        """Complete the groups that the base was given beside this optimizer: they are the last ones."""
-        for group in reversed(self.base.param_groups):
-            if "base_lr" in group:  # the last that is set
-                return
+        """Complete the groups that the base was given beside this optimizer, or other ones from a state."""
+        groups = self.base.param_groups
+        if groups[-1] is self._complete_to:
+            return
+        for group in groups:
+            self.check_group({**self._own, **group})
             self._complete(group)
-            self.check_group(group)
+        self._complete_to = groups[-1]
 
     def _complete(self, group: dict[str, Any]) -> None:
         for key, value in self._own.items():
             group.setdefault(key, value)
         group.setdefault("base_lr", float(group.get("lr", 0.0)))
+
+    def call_hooks(self, hooks: Mapping[int, Callable[..., Any]]) -> None:
+        """Call what was registered for steps, where a step is not one call.
+
+        Raises:
+            UserInputError: a hook would change the arguments of the call.
+        """
+        for hook in hooks.values():
+            if hook(self, (self,), {}) is not None:
+                raise UserInputError(
+                    f"{type(self).__name__}: a hook of steps in two calls cannot change their arguments, for there are "
+                    f"none; it must return None"
+                )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients."""
@@ -142,16 +152,22 @@ class Wrapping(torch.optim.Optimizer):
             UserInputError: it is no state of this kind or does not fit, or between the two passes.
         """
         self.check_in_place("loaded")
-        name, state_dict = type(self).__name__, dict(state_dict)
+        name = type(self).__name__
+        check_mapping(name, state_dict)
+        state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = state_dict if (changed := hook(self, state_dict)) is None else changed
         if "sam" not in state_dict:
-            raise UserInputError(f"{name}: a state must come from SAM.state_dict(); load a base's own into .base")
-        check_state(name, self.base, state_dict)
+            raise UserInputError(
+                f"{name}: a state must come from SAM.state_dict(); load a base's own, as torch.distributed.checkpoint "
+                f"gives it, into .base"
+            )
+        if not _has_own_format(self.base, state_dict):
+            check_state(name, self.base, state_dict)
         counts = state_dict["sam"]
         if not isinstance(counts, Mapping) or not {"steps", "skipped"} <= {*counts}:
             raise UserInputError(f"{name}: a state must have its counts, steps and skipped, got {counts!r}")
-        for group in state_dict["param_groups"]:
+        for group in state_dict.get("param_groups", ()):
             self.check_group(group)
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "sam"})
         self.steps, self.skipped = counts["steps"], counts["skipped"]
@@ -175,3 +191,8 @@ class Wrapping(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         self.check_in_place("copied")
         return {key: value for key, value in self.__dict__.items() if key != "step"}  # a scheduler's wrapper
+
+
+def _has_own_format(base: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> bool:
+    """Whether a base has states of another form than torch's, as one around a further optimizer may."""
+    return type(base).state_dict is not torch.optim.Optimizer.state_dict and "param_groups" not in state_dict

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from growkit.errors import GrowthRefused, SurgeryError
 from growkit.graph import DepthPlace
+from growkit.optim.displacement import refuse_displaced
 from growkit.surgery.children import Sibling, build_children
 from growkit.surgery.records import DepthRecord, NewTensor
 from growkit.surgery.transaction import refuse_wrappers
@@ -118,9 +119,11 @@ def insert(
         seed: of the new weights.
 
     Raises:
-        GrowthRefused: the model is wrapped, its optimizer cannot take new parameters, or the block cannot be copied.
+        GrowthRefused: the model is wrapped, its weights are between two passes of SAM, its optimizer cannot take new
+            parameters, or the block cannot be copied.
     """
     refuse_wrappers(model)
+    refuse_displaced(model.parameters())
     record = _record_of(model, place, seed)
     children, siblings = build_children(model, record)
     insertion = Insertion(model.get_submodule(record.container), record.position, children)

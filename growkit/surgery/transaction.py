@@ -24,6 +24,7 @@ from growkit.graph import (
     refuse_wrappers,
 )
 from growkit.graph.dimensions import size
+from growkit.optim.displacement import refuse_displaced
 from growkit.surgery.attributes import find_attribute_changes
 from growkit.surgery.caches import Emptied, caches_of
 from growkit.surgery.optimizer_state import Optimizers, grow_state, refuse_optimizer, several
@@ -93,13 +94,16 @@ def grow(
         The committed edit.
 
     Raises:
-        GrowthRefused: the model is wrapped (DDP, compiled), a site is stale, or a count is below 1.
+        GrowthRefused: the model is wrapped (DDP, compiled), its weights are between two passes of SAM, a site is stale,
+            or a count is below 1.
         SurgeryError: something failed half-way; everything was rolled back.
     """
     for one in several(optimizer):
         refuse_optimizer(one)
     patients = [_Patient(model, optimizer), *(_Patient(inside_of(copy)) for copy in copies)]
     _refuse_shared([patient.model for patient in patients])
+    for patient in patients:
+        refuse_displaced(patient.model.parameters())
     names = [None, *(f"copies[{number}]" for number in range(len(copies)))]
     for patient, name in zip(patients, names, strict=True):
         refuse_wrappers(patient.model)

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from growkit.errors import SurgeryError
 from growkit.graph import GrowthSite, structure_of
+from growkit.optim.displacement import refuse_displaced
 from growkit.surgery.attributes import holders_of, read_attribute, restore_attributes, set_attributes
 from growkit.surgery.holders import Rebinding, own_copies
 from growkit.surgery.optimizer_state import forget_state
@@ -72,9 +73,12 @@ class Edit:
 
         Raises:
             SurgeryError: the edit was undone already, or a later edit of the same tensors or attributes was not.
+            GrowthRefused: weights are between two passes of SAM.
         """
         if self._logs is None:
             raise SurgeryError("an edit can be undone once, and this one has been")
+        if not self._begun:
+            refuse_displaced(tensor for tensor, _ in self._shapes)
         if not self._begun and any(tensor.shape != shape for tensor, shape in self._shapes):
             raise SurgeryError("edits are undone last first, and a later one changed the same tensors; undo that first")
         if not self._begun and self._structures != [structure_of(log.model) for log in self._logs]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import multiprocessing
 import sys
 import time
@@ -309,6 +310,8 @@ def _peak_mb(size: NetworkSize | PairSize, what: str) -> float | None:
         return None
     torch.set_num_threads(1)
     subject = _Network(size) if isinstance(size, NetworkSize) else _Pair(size)
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # what preparing it left free would be used again, and not show
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _status_mb("VmRSS")
     getattr(subject, what)()

@@ -14,6 +14,7 @@ RANK_TOLERANCE = 1e-5  # singular values below this share of the largest count a
 NARROWEST = 16  # vectors in a block
 MISSED = 7e-4  # largest share of the energy, by estimate, that may be left
 ROUNDING = 1e-6  # share of the energy that is no gain
+EQUAL = 1e-3  # relative difference of squares that may be rounding, or iteration that has not come to its end
 
 
 class Products(Protocol):
@@ -72,9 +73,9 @@ def top_singular_of(
         like: a tensor of the type and device of vectors.
     """
     rows, columns = products.shape
-    width, confirmed = max(NARROWEST, count // 4), False
+    width = max(NARROWEST, count // 4)
     basis, images = like.new_zeros(rows, 0), [like.new_zeros(columns, 0).double()]  # Q, M^T Q
-    gram, energies = like.new_zeros(0, 0, dtype=torch.float64), list[float]()
+    gram, energies, renewed = like.new_zeros(0, 0, dtype=torch.float64), list[float](), False
 
     def fresh() -> Tensor:
         drawn = torch.randn(columns, min(width, rows - basis.shape[1]), generator=generator)
@@ -84,15 +85,16 @@ def top_singular_of(
     while block.shape[1]:
         answer = products.transposed_times(block)
         basis, images = torch.cat([basis, block], 1), [*images, answer.double()]
-        gram = _bordered(gram, torch.cat([one.T @ images[-1] for one in images]))
-        if basis.shape[1] >= count:
-            energies.append(float(torch.linalg.eigvalsh(gram.to(like))[-count:].sum()))
-        settled = _settled(energies)
-        if settled and confirmed:
-            break
+        gram, settled = _bordered(gram, torch.cat([one.T @ images[-1] for one in images])), False
+        if basis.shape[1] >= count and len(images) % 2:  # looking costs a quarter of a block
+            values = torch.linalg.eigvalsh(gram.to(like)).flip(0)[:count]
+            energies.append(float(values.sum()))
+            settled = _settled(energies)
+            if settled and (renewed or not _repeats(values, width)):
+                break
         block = like.new_zeros(rows, 0) if settled else _orthonormal(products.times(answer), basis)
         if not block.shape[1]:
-            block, confirmed = fresh(), True  # of equal singular values a Krylov space has no more than the block had
+            block, renewed = fresh(), True
     values, turn = torch.linalg.eigh(gram)
     sigma = values.flip(0)[:count].clamp_min(0.0).sqrt()
     sigma = sigma[: _rank(sigma)]
@@ -124,6 +126,12 @@ def _settled(energies: list[float]) -> bool:
     first, second, third = energies[-3:]
     gain, before = third - second, second - first
     return gain <= ROUNDING * third or (gain < before and gain * gain <= MISSED * third * (before - gain))
+
+
+def _repeats(values: Tensor, width: int) -> bool:
+    """Whether one is there as often as a Krylov space of blocks of `width` vectors can tell: it may be more often."""
+    later = values[width - 1 :]
+    return bool((later > (1 - EQUAL) * values[: len(later)]).any())
 
 
 def _rank(sigma: Tensor) -> int:

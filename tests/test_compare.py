@@ -14,7 +14,7 @@ from compare_cases import TINY, InProcess, compared, in_process
 from growkit.assembly import assemble
 from growkit.compare.arms import differing, read_arms
 from growkit.compare.baselines import derive
-from growkit.compare.figure import _common
+from growkit.compare.curves import _common
 from growkit.config import load_config
 from growkit.errors import TrainingError, UserInputError
 from growkit.growth.controller import GrowthController

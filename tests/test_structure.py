@@ -28,6 +28,7 @@ FLOORS = [
         "growth.decider",
         "growth.rewriting",
         "growth.event",
+        "growth.newborn",
         "growth.when",
         "growth.where",
         "growth.how_many",

@@ -21,6 +21,7 @@ from growkit.growth.decider import Decider
 from growkit.growth.event import GrowthEvent, describe_refusals
 from growkit.growth.initializers import build_initializer
 from growkit.growth.limits import Limits
+from growkit.growth.newborn import NewUnits
 from growkit.growth.operation import Look, Operation, Order, describe_growth, look_at
 from growkit.growth.plan import GrowthPlan, plan_growth
 from growkit.growth.policy import Policy
@@ -62,7 +63,7 @@ class GrowthController:
         self.fallback = None if self.settings.fallback is None else build_initializer(self.settings.fallback)
         self.candidates = Candidates.of(self.sites, self.settings)
         self.counted = Flops(self.sites.graph.flops(), ())  # of the seed, per sample
-        self._watched: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
+        self._newborn = NewUnits()
         self._operation = self._new_operation()  # of the event under way
 
     @property
@@ -211,7 +212,7 @@ class GrowthController:
         change = function_change(before.observation, after.observation)
         if change.worst == float("inf"):  # checked with silent units only, where the change is by design
             raise SurgeryError("the growth event was rolled back, for its new units make outputs that are not finite")
-        self._watched = new_entries(self.model, edit)
+        self._newborn = NewUnits(history.step, new_entries(self.model, edit))
         self.edits += edit.records
         grown = {record.site: (record.old_width, record.new_width) for record in edit.records}
         history.growths.append(GrowthRecord(history.step, grown))
@@ -232,7 +233,7 @@ class GrowthController:
     def _all_or_nothing(self, history: History) -> Iterator[None]:
         """Put back all that an event changes if it does not come to its end, whatever stopped it."""
         self._operation = self._new_operation()
-        widths, candidates, watched = [(site, site.width) for site in self.sites], self.candidates, self._watched
+        widths, candidates, newborn = [(site, site.width) for site in self.sites], self.candidates, self._newborn
         self.candidates = replace(candidates, refusals=list(candidates.refusals))
         edits, growths = len(self.edits), len(history.growths)
         try:
@@ -242,23 +243,20 @@ class GrowthController:
             for site, width in widths:  # copies that were measured share the sites
                 site.resize(width)
             del self.edits[edits:], history.growths[growths:]
-            self.candidates, self._watched = candidates, watched
+            self.candidates, self._newborn = candidates, newborn
             raise
 
     def _new_operation(self) -> Operation:
         return Operation(self.model, self.sites, self.compute, self.settings.tolerance)
 
-    def first_step_gradients(self) -> dict[str, float]:
-        """Gradient norm of each freshly grown site's new entries; asked after the first backward pass, then empty."""
-        norms = {
-            site: float(
-                torch.stack(
-                    [(p.grad * mask).norm() for p, mask in entries if p.grad is not None] or [torch.zeros(())]
-                ).norm()
-            )
-            for site, entries in self._watched.items()
-        }
-        self._watched = {}
+    def new_gradients(self, step: int) -> dict[str, float]:
+        """Gradient norm of each site's new entries; asked after optimizer step `step`, its gradients still in place.
+
+        Empty but 1, 2, 4, ... 128 steps after an event, as long as no other event follows.
+        """
+        norms = self._newborn.gradient_norms(step)
+        if self._newborn.grown_up(step):
+            self._newborn = NewUnits()
         return norms
 
     def _flops(self, inputs: Inputs) -> int:

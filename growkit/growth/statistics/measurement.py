@@ -176,12 +176,15 @@ class Measurement:
 
     def response(self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int) -> Tensor:
         """Gradient norms of the zero fan-out of `count` units with the given fan-in, measured on a copy: [count]."""
+        return self.fan_out_gradients(site, values, count).norm(dim=1)
+
+    def fan_out_gradients(self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int) -> Tensor:
+        """Gradients of that fan-out, in the order of `unit_layout`: [count, entries]."""
         model, layout = copy_of(self.model), unit_layout(site, count)
         edit = grow(model, [Growth(site, count, Extension(values))])
         try:
             self._backward(model)
-            gradients = [gradient_of(model.get_parameter(part.name), part) for part in layout.fan_out]
-            return torch.cat(gradients, 1).norm(dim=1)
+            return torch.cat([gradient_of(model.get_parameter(part.name), part) for part in layout.fan_out], 1)
         finally:
             edit.undo()
 

@@ -57,6 +57,11 @@ def only(folder: Path, pattern: str) -> Path:
     return path
 
 
+def table(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file."""
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
 def change(path: Path, **values: object) -> None:
     """Give entries of a JSON file other values; dots in names are written as two underscores."""
     content = json.loads(path.read_text())
@@ -331,12 +336,12 @@ def test_curves_are_means_and_paired_differences_of_what_the_runs_logged(stored:
     compared(tmp_path, "c.yaml", RANDOM, seeds="0,3,7", against="random", metric="loss")
     logged = {
         arm: [
-            [float(line["validate_loss"]) for line in csv.DictReader(path.open())]
+            [float(line["validate_loss"]) for line in table(path)]
             for path in sorted(stored.glob(f"{arm}/*/2*/metrics.csv"))
         ]
         for arm in ("c", "random")
     }
-    kept = list(csv.DictReader((stored / "curves.csv").open()))
+    kept = table(stored / "curves.csv")
     last = {(line["arm"], line["curve"]): float(line["mean"]) for line in kept}
     assert last["c", "validate loss"] == pytest.approx(fmean(run[-1] for run in logged["c"]), rel=1e-5)
     pairs = zip(logged["c"], logged["random"], strict=True)
@@ -346,14 +351,14 @@ def test_curves_are_means_and_paired_differences_of_what_the_runs_logged(stored:
 
 def test_curves_run_along_steps_where_those_are_matched(stored: Path, runs: InProcess, tmp_path: Path):
     compared(tmp_path, "c.yaml", RANDOM, seeds="0,3,7", match="steps")
-    lines = [line for line in csv.DictReader((stored / "curves.csv").open()) if line["curve"] != "difference"]
+    lines = [line for line in table(stored / "curves.csv") if line["curve"] != "difference"]
     assert [line["step"] for line in lines if line["arm"] == "c"] == ["4", "8"]
 
 
 def test_gradients_of_new_units_are_those_that_the_runs_logged(stored: Path, runs: InProcess, tmp_path: Path):
     result = compared(tmp_path, "c.yaml", RANDOM, seeds="0,3,7")
     run = result["arms"]["random"]["runs"][1]
-    lines = [json.loads(line) for line in (stored / run["folder"] / "events.jsonl").open()]
+    lines = [json.loads(line) for line in (stored / run["folder"] / "events.jsonl").read_text().splitlines()]
     logged = {str(line["step"] - 4): line["gradient_norms"] for line in lines if line["event"] == "new_units"}
     (growth,) = run["growths"]
     assert growth["step"] == 4 and list(growth["gradient_norms"]) == ["1", "2", "4"] == list(logged)

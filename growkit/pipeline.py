@@ -292,11 +292,12 @@ class _Progress:
 
     def _after_step(self, step: int) -> None:
         self.history.step, self.history.wall_seconds = step, self.started.wall_seconds()
-        if norms := self.parts.controller.first_step_gradients():
+        if norms := self.parts.controller.new_gradients(step):
             self.report.new_units(step, norms)
-            self.first_gradients |= {
-                site: min(norm, self.first_gradients.get(site, norm)) for site, norm in norms.items()
-            }
+            if step == self.history.growths[-1].step + 1:
+                self.first_gradients |= {
+                    site: min(norm, self.first_gradients.get(site, norm)) for site, norm in norms.items()
+                }
         self.report.step(step)
 
     def _after_epoch(self, train: Evaluation) -> None:

@@ -16,6 +16,7 @@ from growkit.graph import GrowthSite, find_sites
 from growkit.growth.initializers import GradMax
 from growkit.growth.statistics import Measurement, Part, UnitLayout, unit_layout
 from growkit.growth.statistics.fan_map import sketched
+from growkit.models.activation import ReLU
 from growkit.surgery import Extension, Growth, Inputs, function_change, grow, observe, verify_sites
 
 TARGETS = torch.arange(12) % 3
@@ -209,6 +210,54 @@ def test_no_orthonormal_frame_gives_the_new_units_a_larger_gradient(name: str) -
     sigma = torch.tensor(extended.facts["sigma"])
     assert float((component.matrix.T @ left).norm()) >= best
     assert float(sigma.norm()) == pytest.approx(float((component.matrix.T @ left).norm()), rel=1e-6)
+
+
+class ReadTwice(Readers):
+    """The same with units that fire on a half of the samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = ReLU()(self.first(x))
+        return self.short(h) + self.last(torch.tanh(self.long(h)))
+
+
+def loss_after_a_step(
+    model: nn.Module, site: GrowthSite, measurement: Measurement, values: dict[tuple[str, int], Tensor], sign: float
+) -> float:
+    """Of one new unit whose fan-out is turned or not, after a small step down the gradient of its fan-in alone."""
+    layout, edit = unit_layout(site, 1), grow(model, [Growth(site, 1, Extension(values))])
+    try:
+        model.zero_grad()
+        with torch.no_grad():
+            for part in layout.fan_out:
+                part.write(model.get_parameter(part.name), sign * part.read(model.get_parameter(part.name)))
+        F.cross_entropy(model.train()(*measurement.inputs.args), TARGETS).backward()
+        with torch.no_grad():
+            for part in layout.fan_in:
+                parameter = model.get_parameter(part.name)
+                assert parameter.grad is not None
+                part.write(parameter, part.read(parameter) - 0.01 * part.read(parameter.grad))
+            return float(F.cross_entropy(model(*measurement.inputs.args), TARGETS))
+    finally:
+        edit.undo()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["chain", "two readers"])
+def test_of_two_opposite_units_the_one_is_taken_that_lowers_the_loss_more(kind: str, seed: int) -> None:
+    model, name = (
+        (ReadTwice(), "first")
+        if kind == "two readers"
+        else (nn.Sequential(nn.Linear(5, 6), ReLU(), nn.Linear(6, 3)), "0")
+    )
+    model, site, measurement = measured(model, (5,), name)
+    assert (site.chain is not None) == (kind == "chain")
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(12, 5, dtype=torch.float64, generator=generator)
+    measurement = Measurement(model, F.cross_entropy, Inputs((inputs,)), TARGETS, (site,))
+    extended = GradMax().extend(site, 1, measurement, generator)
+    assert extended.form == "zero_fan_in"
+    taken, opposite = (loss_after_a_step(model, site, measurement, dict(extended.values), sign) for sign in (1.0, -1.0))
+    assert taken < opposite
 
 
 def test_the_channels_of_a_head_are_told_apart() -> None:

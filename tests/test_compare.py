@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from compare_cases import TINY, InProcess, compared, in_process
 from growkit.assembly import assemble
 from growkit.compare.arms import differing, read_arms
 from growkit.compare.baselines import derive
-from growkit.compare.figure import _common
+from growkit.compare.curves import _common
 from growkit.config import load_config
 from growkit.errors import TrainingError, UserInputError
 from growkit.growth.controller import GrowthController
@@ -54,6 +55,11 @@ def only(folder: Path, pattern: str) -> Path:
     """The one file that fits."""
     (path,) = folder.glob(pattern)
     return path
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file."""
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def change(path: Path, **values: object) -> None:
@@ -356,6 +362,52 @@ def test_curves_of_different_lengths_meet_on_one_grid():
     assert np.allclose(values, [grid - 1.0, grid])
     same, stacked = _common([first, first])
     assert same.tolist() == [1.0, 2.0, 4.0] and stacked.shape == (2, 3)
+
+
+def test_points_that_runs_share_are_kept_thinned_to_both_ends():
+    import numpy as np
+
+    steps = np.arange(1.0, 1502.0)
+    grid, values = _common([(steps, 2 * steps), (steps, 3 * steps)])
+    assert len(grid) == 200 and (grid[0], grid[-1]) == (1.0, 1501.0)
+    assert np.array_equal(values, [2 * grid, 3 * grid])
+
+
+def test_curves_are_means_and_paired_differences_of_what_the_runs_logged(stored: Path, runs: InProcess, tmp_path: Path):
+    compared(tmp_path, "c.yaml", RANDOM, seeds="0,3,7", against="random", metric="loss")
+    logged = {
+        arm: [
+            [float(line["validate_loss"]) for line in table(path)]
+            for path in sorted(stored.glob(f"{arm}/*/2*/metrics.csv"))
+        ]
+        for arm in ("c", "random")
+    }
+    kept = table(stored / "curves.csv")
+    last = {(line["arm"], line["curve"]): float(line["mean"]) for line in kept}
+    assert last["c", "validate loss"] == pytest.approx(fmean(run[-1] for run in logged["c"]), rel=1e-5)
+    pairs = zip(logged["c"], logged["random"], strict=True)
+    assert last["c", "difference"] == pytest.approx(fmean(a[-1] - b[-1] for a, b in pairs), rel=1e-4)
+    assert ("random", "difference") not in last and "train_flops" in kept[0]
+
+
+def test_curves_run_along_steps_where_those_are_matched(stored: Path, runs: InProcess, tmp_path: Path):
+    compared(tmp_path, "c.yaml", RANDOM, seeds="0,3,7", match="steps")
+    lines = [line for line in table(stored / "curves.csv") if line["curve"] != "difference"]
+    assert [line["step"] for line in lines if line["arm"] == "c"] == ["4", "8"]
+
+
+def test_gradients_of_new_units_are_those_that_the_runs_logged(stored: Path, runs: InProcess, tmp_path: Path):
+    result = compared(tmp_path, "c.yaml", RANDOM, seeds="0,3,7")
+    run = result["arms"]["random"]["runs"][1]
+    lines = [json.loads(line) for line in (stored / run["folder"] / "events.jsonl").read_text().splitlines()]
+    logged = {str(line["step"] - 4): line["gradient_norms"] for line in lines if line["event"] == "new_units"}
+    (growth,) = run["growths"]
+    assert growth["step"] == 4 and list(growth["gradient_norms"]) == ["1", "2", "4"] == list(logged)
+    for after, norms in logged.items():
+        assert growth["gradient_norms"][after] == pytest.approx(sum(norm**2 for norm in norms.values()) ** 0.5)
+    shown = next(line for line in result["lines"] if "gradient norm of new units" in line)
+    mean = fmean(one["growths"][0]["gradient_norms"]["1"] for one in result["arms"]["random"]["runs"])
+    assert f"| random                                 | {mean:.3g}" in shown
 
 
 def test_a_moved_folder_is_still_collected(stored: Path, runs: InProcess, tmp_path: Path):

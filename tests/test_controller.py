@@ -81,11 +81,27 @@ def test_an_event_keeps_the_function_and_says_what_it_did() -> None:
 
 def test_new_units_learn_from_the_first_step_on() -> None:
     run = start(fallback=ZeroSettings()).prepare()
-    run.grow()
+    run.grow(step=1)
     run.train()
-    norms = run.controller.first_step_gradients()
+    norms = run.controller.new_gradients(2)
     assert norms.keys() == {"stem", "inner"} and all(norm > 0 for norm in norms.values())
-    assert run.controller.first_step_gradients() == {}
+
+
+def test_new_units_are_watched_at_doubling_steps_until_they_are_grown_up() -> None:
+    run = start(fallback=ZeroSettings()).prepare()
+    run.grow(step=7)
+    run.train()
+    watched = [step for step in range(8, 8 + 600) if run.controller.new_gradients(step)]
+    assert watched == [7 + 2**power for power in range(8)]
+
+
+def test_the_gradient_of_new_units_is_that_of_the_entries_that_are_new() -> None:
+    run = start(Chain).prepare()
+    run.grow(step=1)
+    run.train()
+    fan_in, fan_out = run.model[0].weight.grad[4:], run.model[2].weight.grad[:, 4:]
+    expected = torch.cat([fan_in.flatten(), run.model[0].bias.grad[4:], fan_out.flatten()]).norm()
+    assert run.controller.new_gradients(2)["0"] == pytest.approx(float(expected))
 
 
 def test_the_edits_rebuild_the_grown_model() -> None:
@@ -165,7 +181,7 @@ def test_a_site_that_would_change_the_outputs_is_rolled_back_and_given_up(wrong:
     assert [site.name for site in run.controller.tracked] == others and run.controller.sites[wrong].width == 4
     assert function_change(before, observe(run.model, run.inputs)).worst <= 1e-5
     run.train()
-    assert run.controller.first_step_gradients().keys() == set(others)
+    assert run.controller.new_gradients(2).keys() == set(others)
     assert [grown.site for grown in run.grow(2).grown] == others
 
 

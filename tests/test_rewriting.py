@@ -202,7 +202,7 @@ def test_a_change_by_design_is_made_and_recorded(name: str) -> None:
     assert event.change.worst > run.controller.settings.tolerance
     assert event.loss_after < event.loss_before and not event.refused
     run.train()
-    assert all(norm > 0 for norm in run.controller.first_step_gradients().values())
+    assert all(norm > 0 for norm in run.controller.new_gradients(event.step + 1).values())
     assert before.eval[0].shape == (12, 3)
 
 

@@ -31,6 +31,7 @@ FLOORS = [
         "growth.decider",
         "growth.rewriting",
         "growth.event",
+        "growth.newborn",
         "growth.when",
         "growth.guards",
         "growth.where",

@@ -67,7 +67,8 @@ def compare(settings: CompareSettings, say: Callable[[str], None], *, dry_run: b
         dry_run: only say what would run.
 
     Returns:
-        What OUT/compare.json holds; beside it stand compare.md, compare.png and the runs. None for a dry run.
+        What OUT/compare.json holds; beside it stand compare.md, compare.png, curves.csv and the runs. None for a dry
+            run.
 
     Raises:
         UserInputError: something that was given is wrong.
@@ -186,14 +187,17 @@ def _concluded(
 
 
 def _keep(comparison: Comparison) -> None:
-    """Write compare.json, compare.md and compare.png."""
+    """Write compare.json, compare.md, compare.png and curves.csv."""
+    from growkit.compare.curves import read_curves
     from growkit.compare.figure import draw
     from growkit.report import write_atomically
     from growkit.report.strict_json import to_json
 
     out, picture = comparison.out, "compare.png"
+    curves = read_curves(comparison.rows, comparison.measure, comparison.against, comparison.axis)
     try:
-        write_atomically(out / picture, draw(comparison.rows, comparison.measure, comparison.against))
+        write_atomically(out / picture, draw(comparison.rows, curves, comparison.measure, comparison.against))
+        write_atomically(out / "curves.csv", curves.to_csv().encode())
         write_atomically(out / "compare.md", comparison.markdown(picture).encode())
         write_atomically(out / "compare.json", (to_json(comparison.to_json(), indent=1) + "\n").encode())
     except OSError as error:
@@ -207,7 +211,7 @@ def _show(comparison: Comparison, say: Callable[[str], None]) -> None:
     say(f"\n{comparison.tables()}\n")
     for note in comparison.notes:
         say(f"note      {note}")
-    say(f"files     {comparison.out}/compare.md, compare.json, compare.png")
+    say(f"files     {comparison.out}/compare.md, compare.json, compare.png, curves.csv")
     failed = sum(len(row.failures) for row in comparison.rows)
     if failed:
         runs = sum(len(row.outcomes) for row in comparison.rows)

@@ -9,6 +9,7 @@ from typing import Any
 
 from growkit.compare.arms import Arm
 from growkit.compare.campaign import Choice
+from growkit.compare.growths import Growth, read_growths
 from growkit.compare.measure import Measure
 from growkit.compare.runs import Outcome, source_hash
 from growkit.compare.statistics import Interval, deviation, interval, paired, verdict
@@ -31,7 +32,7 @@ class Row:
         difference: their mean with its interval; None where there is none. verdict: what that allows to be said.
         costs: means over the runs; FLOPs that trained nothing are under `other`, by kind.
         choice: of the learning rate, where it was tuned.
-        outcomes: by seed.
+        outcomes: by seed. growths: the growth events of the runs that have a value, by seed.
     """
 
     arm: Arm
@@ -45,6 +46,7 @@ class Row:
     costs: Mapping[str, float]
     choice: Choice | None
     outcomes: Mapping[int, Outcome]
+    growths: Mapping[int, Sequence[Growth]]
 
 
 def summarise(
@@ -100,6 +102,7 @@ def _row(
         costs=costs_of(outcomes, values),
         choice=choice,
         outcomes=outcomes,
+        growths={seed: read_growths(folder) for seed in values if (folder := outcomes[seed].folder) is not None},
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from growkit.compare.growths import Growth, mean_gradients
 from growkit.compare.measure import Measure
 from growkit.compare.runs import Outcome
 from growkit.compare.statistics import LEVEL, Interval
@@ -40,9 +41,15 @@ class Comparison:
     environment: Mapping[str, Any]
     out: Path
 
+    @property
+    def axis(self) -> str:
+        """What curves run along, a column of metrics.csv: steps where those are equal, else training FLOPs."""
+        return "step" if self.match == "steps" else "train_flops"
+
     def tables(self) -> str:
-        """Scores and costs as two Markdown tables."""
-        return f"{_aligned(self._scores())}\n\n{_aligned(self._costs())}"
+        """Scores, costs and, where an arm grew, the gradients of its new units, as Markdown tables."""
+        tables = [self._scores(), self._costs(), *([gradients] if (gradients := self._gradients()) else [])]
+        return "\n\n".join(_aligned(table) for table in tables)
 
     def markdown(self, figure: str | None) -> str:
         """The whole account."""
@@ -53,7 +60,7 @@ class Comparison:
             self.account(),
             self.tables(),
             *(["\n".join(f"- {note}" for note in self.notes)] if self.notes else []),
-            *([f"![{self.measure.name} against training FLOPs]({figure})"] if figure is not None else []),
+            *([f"![{self.measure.name} on the way and at the end]({figure})"] if figure is not None else []),
             "\n".join(f"- `{row.arm.name}`: {row.arm.origin}" for row in self.rows),
             f"{self.environment['processor']}, {self.environment['cores']} cores, threads of torch: "
             f"{self.environment['threads']}, {self.environment['platform']}; Python {self.environment['python']}, "
@@ -76,7 +83,8 @@ class Comparison:
             f'means over pairs with their {LEVEL:.0%} t-interval, each by itself; "better" and "worse" are said only '
             f"where it excludes 0. {equal}"
             + (f" Learning rates were tuned on validate with the seeds {tuned}." if self.tuning_seeds else "")
-            + " Costs are means over runs; FLOPs are 2 per multiply-accumulate, those of growth and evaluation apart."
+            + " Costs are means over runs; FLOPs are 2 per multiply-accumulate, those of growth and evaluation apart. "
+            "Gradients of new units, in steps 1, 2, 4, ... after a growth event, are means over events and runs."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -108,6 +116,17 @@ class Comparison:
         head = ["arm", *(["lr"] if tuned else []), "steps", "parameters", "FLOPs/sample", "training FLOPs"]
         head += [f"{kind.removesuffix('_flops')} FLOPs" for kind in kinds] + ["CPU-s", "events"]
         return [head, *(_cost_cells(row, kinds, tuned) for row in self.rows)]
+
+    def _gradients(self) -> list[list[str]]:
+        """By arm and steps after a growth event; empty where nothing grew."""
+        found = {row.arm.name: mean_gradients(list(row.growths.values())) for row in self.rows}
+        steps = sorted({after for norms in found.values() for after in norms})
+        lines = [
+            [name, *(f"{norms[after]:.3g}" if after in norms else "-" for after in steps)]
+            for name, norms in found.items()
+            if norms
+        ]
+        return [["gradient norm of new units after steps", *map(str, steps)], *lines] if lines else []
 
 
 def _score_cells(row: Row) -> list[str]:
@@ -163,6 +182,16 @@ def _row_json(row: Row, out: Path) -> dict[str, Any]:
     }
 
 
+def _growth_json(growth: Growth) -> dict[str, Any]:
+    norms = {str(after): norm for after, norm in growth.gradient_norms.items()}
+    return {
+        "step": growth.step,
+        "loss_before": growth.loss_before,
+        "loss_after": growth.loss_after,
+        "gradient_norms": norms,
+    }
+
+
 def _difference_json(row: Row) -> dict[str, Any] | None:
     if row.difference is None or row.differences is None:
         return None
@@ -181,5 +210,6 @@ def _run_json(row: Row, seed: int, outcome: Outcome, out: Path) -> dict[str, Any
         "folder": None if outcome.folder is None else outcome.folder.relative_to(out).as_posix(),
         "value": row.values.get(seed),
         "failure": row.failures.get(seed),
+        "growths": [_growth_json(growth) for growth in row.growths.get(seed, ())],
         **{key: None if outcome.result is None else outcome.result[key] for key in kept},
     }

@@ -90,6 +90,7 @@ class InitializerSettings(NormSettings):
 class GradMaxSettings(InitializerSettings):
     """GradMax (Evci et al., ICLR 2022): the new fan-out maximises the gradient norm of the new, zero fan-in.
 
+    Of the two signs of every new fan-out, which have the same gradient norm, the one whose unit lowers the loss more.
     scale 0.5 and mean norm are the released CIFAR and ImageNet settings. batch_size: samples of the one batch the
     gradient matrix is measured on. beyond_rank: what fills units beyond the rank of that matrix (the event says how
     many).

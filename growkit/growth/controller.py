@@ -32,6 +32,7 @@ from growkit.growth.depths import Depths, key_of
 from growkit.growth.event import GrowthEvent
 from growkit.growth.ground import Ground
 from growkit.growth.initializers import build_initializer
+from growkit.growth.newborn import NewUnits
 from growkit.growth.operation import Look, Operation, Order, describe_growth, look_at
 from growkit.growth.plan import GrowthPlan, plan_growth
 from growkit.growth.policy import Policy
@@ -72,7 +73,7 @@ class GrowthController:
         self.initializer = build_initializer(self.settings.initializer)
         self.fallback = None if self.settings.fallback is None else build_initializer(self.settings.fallback)
         self.counted = Flops(self.sites.graph.flops(), ())  # of the seed, per sample
-        self._watched: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
+        self._newborn = NewUnits()
         self._operation, self._deepening = self._new_operation(), self._new_deepening()  # of the event under way
 
     @property
@@ -269,7 +270,7 @@ class GrowthController:
         operation, by_site = self._operation, {order.site.name: order for order in orders}
         edit, refused = operation.perform(orders, optimizer, inputs, before, event.flops_before)
         self.ground = self.ground.without(refused)
-        self._watched = new_entries(self.model, edit)
+        self._newborn = NewUnits(event.step, new_entries(self.model, edit))
         self.edits += edit.records
         return replace(
             event,
@@ -285,10 +286,11 @@ class GrowthController:
         orders = [self.depths.order(decision.site, decision.num_new) for decision in event.decisions]
         refused = self._deepening.perform(orders, optimizer, inputs, before.observation)
         self.ground = self.ground.without(refused)
-        self._watched = {
+        new = {
             place: [(one, torch.ones_like(one)) for one in new if one.requires_grad]
             for place, new in self._deepening.new_parameters().items()
         }
+        self._newborn = NewUnits(event.step, new)
         self.edits += self._deepening.records
         deepened = self._deepening.growths()
         depths = self.depths.deeper({growth.place: growth.new_depth for growth in deepened})
@@ -304,7 +306,7 @@ class GrowthController:
         """Put back all that an event changes if it does not come to its end, whatever stopped it."""
         self._operation, self._deepening = self._new_operation(), self._new_deepening()
         widths = [(site, site.width) for site in self.sites]
-        ground, watched = self.ground, self._watched
+        ground, newborn = self.ground, self._newborn
         edits, growths = len(self.edits), len(history.growths)
         self.ground = ground.copied()
         try:
@@ -315,7 +317,7 @@ class GrowthController:
             for site, width in widths:  # copies that were measured share the sites
                 site.resize(width)
             del self.edits[edits:], history.growths[growths:]
-            self._watched = watched
+            self._newborn = newborn
             self._stand_on(ground)
             raise
 
@@ -325,17 +327,14 @@ class GrowthController:
     def _new_deepening(self) -> Deepening:
         return Deepening(self.model, self.compute, self.settings.tolerance)
 
-    def first_step_gradients(self) -> dict[str, float]:
-        """Gradient norm of each freshly grown site's new entries; asked after the first backward pass, then empty."""
-        norms = {
-            site: float(
-                torch.stack(
-                    [(p.grad * mask).norm() for p, mask in entries if p.grad is not None] or [torch.zeros(())]
-                ).norm()
-            )
-            for site, entries in self._watched.items()
-        }
-        self._watched = {}
+    def new_gradients(self, step: int) -> dict[str, float]:
+        """Gradient norm of each site's new entries; asked after optimizer step `step`, its gradients still in place.
+
+        Empty but 1, 2, 4, ... 128 steps after an event, as long as no other event follows.
+        """
+        norms = self._newborn.gradient_norms(step)
+        if self._newborn.grown_up(step):
+            self._newborn = NewUnits()
         return norms
 
     def _flops(self, inputs: Inputs) -> int:

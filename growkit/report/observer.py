@@ -73,7 +73,7 @@ class Observer:
         """It was time to grow and nothing grew, or some sites were passed over; `note.ends`: nothing ever will."""
 
     def new_units(self, step: int, gradient_norms: Mapping[str, float]) -> None:
-        """The first backward pass after a growth event: gradient norm of each site's new entries."""
+        """Step `step` is 1, 2, 4, ... 128 steps after a growth event: gradient norm of each site's new entries."""
 
     def warned(self, message: str) -> None:
         """Something was skipped or cannot be done, and the run goes on."""

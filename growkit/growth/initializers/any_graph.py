@@ -21,6 +21,7 @@ from growkit.errors import GrowthRefused
 from growkit.graph import GrowthSite
 from growkit.growth.base import Extended, Later
 from growkit.growth.initializers.norms import slice_norm
+from growkit.growth.initializers.signs import better_signs
 from growkit.growth.initializers.singular import top_singular
 from growkit.growth.statistics import Component, FanMap, Measurement, Part, UnitLayout, slices_of, unit_layout
 from growkit.growth.statistics.fan_map import LARGEST_FAN_OUT
@@ -115,6 +116,8 @@ class _Drawer:
             fan_out[:, component.rows] = self._long(chosen, [layout.fan_out[number] for number in component.fan_out])
         fan_in = fan_map.matrix.new_zeros(num_new, fan_map.matrix.shape[1])
         self._wake(fan_in, fan_map, components)
+        if not self.site.remedies:  # norms would mind the units that are tried
+            fan_out *= self._signs(fan_map, fan_in, fan_out)[:, None]
         new = unit_layout(self.site, num_new)
         values = slices_of(fan_in, new.fan_in) | slices_of(fan_out, new.fan_out) | _filters(new)
         return Extended(self._typed(values), "zero_fan_in", reason, _facts(sigma, missing))
@@ -141,6 +144,16 @@ class _Drawer:
             return self._typed(slices_of(candidates[best], new.fan_in) | _filters(new))
 
         return Extended(Later(choose, tried), "zero_fan_out", reason, facts)
+
+    def _signs(self, fan_map: FanMap, fan_in: Tensor, fan_out: Tensor) -> Tensor:
+        """See `better_signs`; the fan-in moves in what is zero of it."""
+        along = fan_out @ fan_map.matrix
+        parts = [part for part in fan_map.layout.fan_in if part.shape] or list(fan_map.layout.fan_in)
+        along = self._long(along / along.norm(dim=1, keepdim=True).clamp_min(torch.finfo(along.dtype).tiny), parts)
+        many = unit_layout(self.site, 2 * len(along))
+        tried = slices_of(torch.cat([fan_in + along, fan_in - along]), many.fan_in) | _filters(many)
+        gradients = self.measurement.fan_out_gradients(self.site, self._typed(tried), many.units)
+        return better_signs(fan_out, gradients.to(fan_out))
 
     def _typed(self, values: Mapping[tuple[str, int], Tensor]) -> dict[tuple[str, int], Tensor]:
         return {key: slices.to(self.measurement.tensor(key[0])) for key, slices in values.items()}

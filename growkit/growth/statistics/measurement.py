@@ -199,10 +199,21 @@ class Measurement:
         """Gradient norms of the zero fan-out of `count` units with the given fan-in, measured on a copy: [count]."""
         return self.ask_response(site, values, count)()
 
+    def fan_out_gradients(self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int) -> Tensor:
+        """Gradients of that fan-out, in the order of `unit_layout`: [count, entries]."""
+        return self.ask_gradients(site, values, count)()
+
     def ask_response(
         self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int
     ) -> Callable[[], Tensor]:
-        """The same for later: what is returned measures all that was asked before it is called.
+        """`response` for later: what is returned measures all that was asked before it is called."""
+        gradients = self.ask_gradients(site, values, count)
+        return lambda: gradients().norm(dim=1)
+
+    def ask_gradients(
+        self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int
+    ) -> Callable[[], Tensor]:
+        """`fan_out_gradients`, likewise for later.
 
         Units of zero fan-out change nothing for each other, so that sites without a common tensor share a pass.
         """
@@ -234,7 +245,7 @@ class Measurement:
                 edit.undo()
             for question, layout in zip(now, layouts, strict=True):
                 found = [part.read(gradients[part.name]) for part in layout.fan_out]
-                question.answer = torch.cat(found, 1).norm(dim=1)
+                question.answer = torch.cat(found, 1)
 
     def _count_probe(self, passes: int) -> None:
         self.forwards += passes * min(PROBED, len(self.targets)) / len(self.targets)

@@ -164,7 +164,7 @@ def test_the_gradient_of_new_blocks_is_watched():
     run = start()
     run.grow()
     run.train()
-    norms = run.controller.first_step_gradients()
+    norms = run.controller.new_gradients(run.history.step + 1)
     block = run.model.get_submodule("blocks.1")
     squares = [one.grad.square().sum() for one in block.parameters() if one.grad is not None]
     assert norms["depth/blocks.0"] == pytest.approx(float(sum(squares)) ** 0.5) and norms["depth/blocks.0"] > 0

@@ -150,8 +150,9 @@ def test_a_site_that_is_given_up_is_not_rewritten(wrong: str, name: str) -> None
 @pytest.mark.parametrize(
     ("module", "target", "call"),
     [
-        *((operation_module, target, call) for target, call in (("observe", 2), ("observe", 3))),
+        (operation_module, "observe", 2),
         *((operation_module, target, 1) for target in ("grow", "align_state")),
+        (controller_module, "look_at", 2),
         (controller_module, "new_entries", 1),
     ],
 )

@@ -20,6 +20,7 @@ from growkit.config.policies import (
     NeverSettings,
     PeriodicSettings,
     RoundRobinSettings,
+    TrialSettings,
     has_set_times,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "RoundRobinSettings",
     "SplittingSettings",
     "TinySettings",
+    "TrialSettings",
     "VarianceTransferSettings",
     "ZeroSettings",
 ]
@@ -270,6 +272,7 @@ class GrowthSettings(Settings):
     initialises sites the initializer cannot serve; null refuses them.
     tolerance: largest relative change of the outputs (fp32) that an event may cause; under initializers that change the
     function by design (firefly, splitting, tiny) the change with silent new units, before those are given their values.
+    trial: whether an event is first tried for some steps, and undone where it does not pay; null lets all stand.
     """
 
     policy: Literal["auto"] | None = None
@@ -282,6 +285,7 @@ class GrowthSettings(Settings):
     sites: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("*",)
     budget: BudgetSettings = BudgetSettings()
     tolerance: Positive = 1e-5
+    trial: TrialSettings | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -57,13 +57,14 @@ class GrowthController:
     def __post_init__(self) -> None:
         self.policy = Policy.build(self.settings, self.generator.initial_seed())
         graph = self.sites.graph
-        self._decider = Decider(self.policy, Limits(self.settings.budget, graph.params, graph.flops))
+        limits = Limits(self.settings.budget, graph.params, graph.flops, self.settings.trial)
+        self._decider = Decider(self.policy, limits)
         self.initializer = build_initializer(self.settings.initializer)
         self.fallback = None if self.settings.fallback is None else build_initializer(self.settings.fallback)
         self.candidates = Candidates.of(self.sites, self.settings)
         self.counted = Flops(self.sites.graph.flops(), ())  # of the seed, per sample
         self._watched: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
-        self._operation = self._new_operation()  # of the event under way
+        self._before: _Before | None = None  # the last event
 
     @property
     def tracked(self) -> list[GrowthSite]:
@@ -108,7 +109,9 @@ class GrowthController:
         return self.counted.total - self.sites.graph.flops({site.name: site.seed_width for site in self.sites})
 
     def plan(self, clock: Clock) -> GrowthPlan | None:
-        """The events to come, if the trigger knows them in advance."""
+        """The events to come, if the trigger knows them in advance, and they will stand."""
+        if self.settings.trial is not None:
+            return None
         return plan_growth(self.policy, self.candidates.states(), clock, self._decider.limits)
 
     def due(self, history: History) -> bool:
@@ -206,7 +209,8 @@ class GrowthController:
         )
         if not orders:
             raise _Undone(replace(event, undone="no site could grow on this batch"))
-        operation = self._operation
+        assert self._before is not None, "an event is under way"
+        operation = self._before.operation
         edit, refused = operation.perform(orders, optimizer, inputs, before, flops)
         self.candidates.give_up(refused)
         after, grown_flops, by_site = self._look(inputs, targets), self._flops(inputs), {o.site.name: o for o in orders}
@@ -230,25 +234,39 @@ class GrowthController:
             flops_spent=event.flops_spent + len(targets) * looking,
         )
 
+    def take_back(self, history: History) -> None:
+        """Undo the last event, in place: model, optimizer state, sites, records and `history` as they were before it.
+
+        Tensors that it has changed get the values from before it, whatever was trained since; all others keep theirs.
+        """
+        assert self._before is not None, "there must have been an event"
+        self._restore(self._before, history)
+        self._before = None
+
     @contextmanager
     def _all_or_nothing(self, history: History) -> Iterator[None]:
         """Put back all that an event changes if it does not come to its end, whatever stopped it."""
-        self._operation = self._new_operation()
-        widths, candidates, watched = [(site, site.width) for site in self.sites], self.candidates, self._watched
-        self.candidates = replace(candidates, refusals=list(candidates.refusals))
-        edits, growths = len(self.edits), len(history.growths)
+        before = self._before = _Before(
+            Operation(self.model, self.sites, self.compute, self.settings.tolerance),
+            [(site, site.width) for site in self.sites],
+            self.candidates,
+            self._watched,
+            len(self.edits),
+            len(history.growths),
+        )
+        self.candidates = replace(self.candidates, refusals=list(self.candidates.refusals))
         try:
             yield
         except BaseException:
-            self._operation.take_back()
-            for site, width in widths:  # copies that were measured share the sites
-                site.resize(width)
-            del self.edits[edits:], history.growths[growths:]
-            self.candidates, self._watched = candidates, watched
+            self._restore(before, history)
             raise
 
-    def _new_operation(self) -> Operation:
-        return Operation(self.model, self.sites, self.compute, self.settings.tolerance)
+    def _restore(self, before: _Before, history: History) -> None:
+        before.operation.take_back()
+        for site, width in before.widths:  # copies that were measured share the sites
+            site.resize(width)
+        del self.edits[before.edits :], history.growths[before.growths :]
+        self.candidates, self._watched = before.candidates, before.watched
 
     def first_step_gradients(self) -> dict[str, float]:
         """Gradient norm of each freshly grown site's new entries; asked after the first backward pass, then empty."""
@@ -295,6 +313,18 @@ class GrowthController:
 
     def _look(self, inputs: Inputs, targets: Tensor) -> Look:
         return look_at(self.model, self.loss, self.compute, inputs, targets)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """All that an event changes, as it was before; `operation` knows of the model and the optimizer."""
+
+    operation: Operation
+    widths: list[tuple[GrowthSite, int]]
+    candidates: Candidates
+    watched: dict[str, list[tuple[nn.Parameter, Tensor]]]
+    edits: int
+    growths: int
 
 
 class _Undone(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from growkit.errors import UserInputError
@@ -57,6 +57,15 @@ class GrowthRecord:
     step: int
     widths: Mapping[str, tuple[int, int]]
 
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"step": self.step, "widths": {site: list(widths) for site, widths in self.widths.items()}}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> GrowthRecord:
+        """Read what `to_json` wrote."""
+        return cls(record["step"], {site: (old, new) for site, (old, new) in record["widths"].items()})
+
 
 @dataclass
 class History:
@@ -67,6 +76,7 @@ class History:
         step: optimizer steps done.
         epochs: one record per finished epoch, oldest first.
         growths: one record per growth event, oldest first.
+        tried: likewise of events that were undone after their trial; in all else they have left no trace here.
         wall_seconds: of the run so far.
         ended: why there will be no more growth; None while there may be.
     """
@@ -77,6 +87,12 @@ class History:
     growths: list[GrowthRecord] = field(default_factory=list)
     wall_seconds: float = 0.0
     ended: str | None = None
+    tried: list[GrowthRecord] = field(default_factory=list)
+
+    @property
+    def events(self) -> list[GrowthRecord]:
+        """All that grew or was tried, oldest first: what sets the pace."""
+        return sorted([*self.growths, *self.tried], key=lambda record: record.step)
 
     @property
     def epoch_closed(self) -> bool:
@@ -84,11 +100,15 @@ class History:
         return bool(self.epochs) and self.epochs[-1].step == self.step
 
     def epochs_since_growth(self) -> list[EpochRecord]:
-        """The epochs that began after the last growth event, oldest first."""
-        if not self.growths:
+        """The epochs that began after the last growth event, also one that was undone after its trial, oldest first."""
+        if not self.events:
             return list(self.epochs)
-        grown, starts = self.growths[-1].step, [0, *(record.step for record in self.epochs)]
+        grown, starts = self.events[-1].step, [0, *(record.step for record in self.epochs)]
         return [record for record, start in zip(self.epochs, starts, strict=False) if start >= grown]
+
+    def fork(self) -> History:
+        """The same so far, to go on from here on its own."""
+        return replace(self, epochs=list(self.epochs), growths=list(self.growths), tried=list(self.tried))
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, with a version field (docs/formats.md)."""
@@ -97,7 +117,8 @@ class History:
             "clock": asdict(self.clock),
             "step": self.step,
             "epochs": [asdict(record) for record in self.epochs],
-            "growths": [{"step": g.step, "widths": {k: list(v) for k, v in g.widths.items()}} for g in self.growths],
+            "growths": [record.to_json() for record in self.growths],
+            "tried": [record.to_json() for record in self.tried],
             "wall_seconds": self.wall_seconds,
             "ended": self.ended,
         }
@@ -118,9 +139,8 @@ class History:
             clock=Clock(**record["clock"]),
             step=record["step"],
             epochs=[EpochRecord(**epoch) for epoch in record["epochs"]],
-            growths=[
-                GrowthRecord(g["step"], {k: (v[0], v[1]) for k, v in g["widths"].items()}) for g in record["growths"]
-            ],
+            growths=[GrowthRecord.from_json(growth) for growth in record["growths"]],
+            tried=[GrowthRecord.from_json(growth) for growth in record.get("tried", ())],
             wall_seconds=record["wall_seconds"],
             ended=record["ended"],
         )

@@ -79,7 +79,7 @@ class Books:
     def evaluate_samples(self, split: str, kind: str = "evaluation") -> SampleScores | None:
         """Likewise, sample by sample; `kind` is what the cost is noted as."""
         on = self.trainer
-        result = evaluate_samples(on.model, on.data, split, on.compute, loss=on.settings.loss)
+        result = evaluate_samples(on.model, on.data, split, on.compute, on.settings.loss)
         if result is not None:
             self.cost.add(kind, self.flops * result.evaluation.samples)
         return result

@@ -69,12 +69,7 @@ class SampleScores:
 
 @torch.no_grad()
 def evaluate_samples(
-    model: nn.Module,
-    data: Data,
-    split: str,
-    compute: ComputePolicy,
-    batch_size: int = 1000,
-    loss: LossSettings = AutoLossSettings(),  # noqa: B008 - frozen
+    model: nn.Module, data: Data, split: str, compute: ComputePolicy, loss: LossSettings, batch_size: int = 1000
 ) -> SampleScores | None:
     """As `evaluate`, and the loss and the hits of every sample with it: what differences are tested on, in pairs."""
     if len(data.split(split)) == 0:

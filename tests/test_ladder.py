@@ -13,6 +13,7 @@ import torch
 
 import growkit
 from growkit.config import config_from_overrides
+from growkit.config.train import AutoLossSettings
 from growkit.cost import count_flops, count_params
 from growkit.data import Data, data_from_user, load_data
 from growkit.device import ComputePolicy
@@ -23,7 +24,7 @@ from growkit.report import ladder as report_ladder
 from growkit.report.console import summary_lines
 from growkit.report.ladder import draw
 
-FP32 = ComputePolicy("cpu", "fp32", False, "test")
+FP32, LOSS = ComputePolicy("cpu", "fp32", False, "test"), AutoLossSettings()
 SETTINGS: dict[str, Any] = {
     "data.limit": 400,
     "model": {"name": "mlp", "hidden": [4, 4]},
@@ -207,7 +208,7 @@ def test_samples_have_the_means_of_their_evaluation() -> None:
     source = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(60, 4, generator=source), torch.randint(0, 3, (60,), generator=source)
     data, model = data_from_user((inputs, targets)), torch.nn.Linear(4, 3)
-    found = evaluate_samples(model, data, "train", FP32, batch_size=7)
+    found = evaluate_samples(model, data, "train", FP32, LOSS, batch_size=7)
     assert found is not None and found.evaluation == evaluate(model, data, "train", FP32, batch_size=7)
     assert found.hits is not None and float(found.hits.mean()) == pytest.approx(found.evaluation.accuracy)
     assert float(found.losses.mean()) == pytest.approx(found.evaluation.loss)
@@ -220,7 +221,7 @@ def test_sequences_weigh_by_their_tokens() -> None:
     data, model = data_from_user((tokens[:, :-1], tokens[:, 1:])), torch.nn.Embedding(7, 7)
     targets = data.train.targets
     targets[0, 2:] = targets[1] = -100  # padding, which is not counted
-    found = evaluate_samples(model, data, "train", FP32, batch_size=9)
+    found = evaluate_samples(model, data, "train", FP32, LOSS, batch_size=9)
     assert found is not None and found.weights.tolist() == (targets != -100).sum(1).tolist()
     assert found.evaluation == evaluate(model, data, "train", FP32, batch_size=9)
     for values, mean in ((found.losses, found.evaluation.loss), (found.hits, found.evaluation.accuracy)):
@@ -232,7 +233,7 @@ def test_samples_of_regression_have_losses_alone() -> None:
     source = torch.Generator().manual_seed(0)
     inputs = torch.randn(60, 4, generator=source)
     data, model = data_from_user((inputs, inputs[:, :2].sin())), torch.nn.Linear(4, 2)
-    found = evaluate_samples(model, data, "train", FP32)
+    found = evaluate_samples(model, data, "train", FP32, LOSS)
     assert found is not None and found.hits is None
     errors = (model(data.train.inputs) - data.train.targets).square().mean(1)
     torch.testing.assert_close(found.losses, errors.detach().double())

@@ -106,12 +106,12 @@ def _draw_panel(axes: Axes, ladder: Ladder, cost: Cost) -> None:
     top = ladder.value(best)
     near = top - ladder.within if ladder.metric == "accuracy" else top + ladder.within
     axes.axhspan(near, top, color=FRONTIER, alpha=0.08, linewidth=0, label="within one standard error of the best")
+    ring = {"markersize": 14, "markerfacecolor": "none", "markeredgewidth": 1.8}
+    axes.plot(*points([smallest]), "o", color=SMALLEST, label="smallest stage within that", **ring)
     axes.step(*points(frontier), where="post", color=FRONTIER, linewidth=1.6, label="Pareto frontier")
     axes.plot(*points(frontier), "o", color=FRONTIER, markersize=7)
     beaten = [one for one in ladder.judged if one not in frontier]
     axes.plot(*points(beaten), "x", color=BEATEN, markersize=7, markeredgewidth=1.8, label="beaten by another stage")
-    ring = {"markersize": 14, "markerfacecolor": "none", "markeredgewidth": 1.8}
-    axes.plot(*points([smallest]), "o", color=SMALLEST, label="smallest of these", **ring)
     _number(axes, ladder, cost)
     axes.set_xlabel(COSTS[cost])
     costs = [getattr(one, cost) for one in ladder.judged]
@@ -136,6 +136,7 @@ def _number(axes: Axes, ladder: Ladder, cost: Cost) -> None:
         here = float(getattr(stage, cost))
         near = next((place for place in places if place[0] == here and abs(place[1] - value) <= apart), (here, value))
         places.setdefault(near, []).append(stage.number)
+    beyond = 6 if ladder.metric == "accuracy" else -14  # on the side of better scores, where no line comes from
     for place, numbers in places.items():
         text = ", ".join(map(str, numbers))
-        axes.annotate(text, place, xytext=(-8, 6), textcoords="offset points", ha="right", fontsize=9)
+        axes.annotate(text, place, xytext=(-8, beyond), textcoords="offset points", ha="right", fontsize=9)

@@ -13,12 +13,13 @@ from growkit.config import Config
 from growkit.config.growth import GrowthSettings, NeverSettings, PeriodicSettings, TrialSettings
 from growkit.config.models import ModelSettings
 from growkit.convolutions import strided_over_padding
-from growkit.cost import BACKWARD_AND_FORWARD, count_flops, count_params
-from growkit.data import Data, load_data, num_batches
+from growkit.cost import count_flops, count_params
+from growkit.data import Data, load_data
 from growkit.device import ComputePolicy, choose_compute
 from growkit.errors import ModelError, UserInputError
 from growkit.folders import check_writable
 from growkit.graph import check_model, check_values, copy_of, find_sites
+from growkit.growth.aftermath import Aftermath
 from growkit.growth.base import Clock
 from growkit.growth.controller import GrowthController
 from growkit.growth.limits import trial_steps
@@ -26,9 +27,10 @@ from growkit.growth.plan import GrowthPlan
 from growkit.growth.policy import Policy
 from growkit.growth.prospector import Prospector
 from growkit.growth.statistics import Loss
+from growkit.length import Outlook, Pace
 from growkit.losses import build_loss
 from growkit.models import build_model, check_output
-from growkit.optim import build_optimizer, passes_per_step
+from growkit.optim import build_optimizer
 from growkit.rng import Streams, isolated
 from growkit.surgery import Inputs, untouched
 from growkit.train import Trainer
@@ -44,8 +46,8 @@ class Assembly:
 
     Attributes:
         seed_settings: of the model, None for a live module. plan: None where growth depends on training.
-        planned_flops: training FLOPs of the plan. warnings: what the user should know and what was done about it.
-        clock: the run's length.
+        planned_flops: training FLOPs of the plan, or those that end the run. warnings: what the user should know and
+            what was done about it. clock: the run's length. outlook: asked before it trains, what another length costs.
     """
 
     config: Config
@@ -55,28 +57,23 @@ class Assembly:
     compute: ComputePolicy
     streams: Streams
     controller: GrowthController
+    aftermath: Aftermath
     trainer: Trainer
     plan: GrowthPlan | None
     planned_flops: int | None
     warnings: list[str]
     clock: Clock
-    site_names: tuple[str, ...]
+    outlook: Outlook
 
     @property
     def widths(self) -> dict[str, int]:
-        """Present width of every site that could grow at the start; one given up on the way keeps its column."""
-        return {name: self.controller.sites[name].width for name in self.site_names}
+        """Present width of every site that could ever grow; one given up on the way keeps its entry."""
+        return self.controller.ground.widths
 
-    def plan_for(self, total_steps: int) -> GrowthPlan | None:
-        """The growth plan, had the run so many steps; asked before it trains. None where it depends on training."""
-        return self.controller.plan(Clock(self.trainer.steps_per_epoch, total_steps))
-
-    def flops_for(self, total_steps: int) -> int | None:
-        """Training FLOPs of a run of so many steps; likewise."""
-        plan = self.plan_for(total_steps)
-        if plan is None:
-            return None
-        return _planned_flops(plan, self.controller, self.trainer, total_steps)
+    @property
+    def depths(self) -> dict[str, int]:
+        """Number of blocks at every place that could become deeper at the start."""
+        return dict(self.controller.depths.depths)
 
 
 def assemble(
@@ -119,14 +116,9 @@ def _fit(
         copy_of(model)  # events measure on copies: a model that allows none is refused before it trains
     compute.place(model)
     example = data.example(2)
-    steps_per_epoch = num_batches(data, "train", config.train.batch_size, training=True)
-    samples_per_step = len(data.train) / steps_per_epoch
-    clock = Clock(
-        steps_per_epoch,
-        total_steps or config.train.steps or steps_per_epoch * config.train.epochs,
-        BACKWARD_AND_FORWARD * passes_per_step(config.train.optimizer) * samples_per_step,
-    )
-    optimizer = build_optimizer(config.train.optimizer, model.parameters(), model=model, total_steps=clock.total_steps)
+    pace = Pace.of(data, config.train)
+    steps = total_steps or config.train.steps or pace.steps_per_epoch * config.train.epochs
+    optimizer = build_optimizer(config.train.optimizer, model.parameters(), model=model, total_steps=steps)
     loss = build_loss(config.train.loss, data.task, config.train.label_smoothing)
     with untouched(model):  # its forward and its hooks may write to what it keeps
         check_output(model, example, data.num_outputs, data.task)
@@ -143,11 +135,16 @@ def _fit(
             batch_size=getattr(config.growth.initializer, "batch_size", config.train.batch_size),
             stream=Streams(streams.seed_of("growth")).generator("growth"),  # so that asking changes no event
             channels_last=compute.channels_last,
+            blocks=lambda: controller.depths.next_orders(),
         )
+        outlook = Outlook(controller, pace, config.train.flops)
+        clock = outlook.clock(steps if config.train.flops is None else outlook.steps_to_limit())
         _check_policy(controller, clock, validates=len(data.split("validate")) > 0)
         _check_trial(controller.settings.trial, clock, len(data.split("validate")))
         _check_budget(controller, clock, example)
-        plan = controller.plan(clock)
+        plan, planned_flops = outlook.plan(clock.total_steps), outlook.flops(clock.total_steps)
+    _check_schedule(config, planned_flops)
+    aftermath = Aftermath(config.growth.optimizer, model, optimizer)
     trainer = Trainer(
         model,
         optimizer,
@@ -155,9 +152,13 @@ def _fit(
         config.train,
         compute,
         streams,
-        clock.total_steps,
+        # an event that fails makes a run that its FLOPs end longer than planned
+        clock.total_steps if config.train.flops is None else outlook.most_steps(),
+        damping=aftermath.rate,
+        flops_per_sample=controller.counted.total,
+        planned_flops=planned_flops,
     )
-    parts = Assembly(
+    return Assembly(
         config=config,
         data=data,
         model=model,
@@ -165,29 +166,39 @@ def _fit(
         compute=compute,
         streams=streams,
         controller=controller,
+        aftermath=aftermath,
         trainer=trainer,
         plan=plan,
-        planned_flops=None,
+        planned_flops=config.train.flops if planned_flops is None else planned_flops,
         warnings=_warnings(config, data, controller, plan, clock),
         clock=clock,
-        site_names=tuple(site.name for site in controller.tracked),
+        outlook=outlook,
     )
-    parts.planned_flops = parts.flops_for(clock.total_steps)
-    return parts
 
 
 def _control(config: Config, data: Data, live: nn.Module | None, compute: ComputePolicy, planned: Assembly) -> Assembly:
-    """A baseline for the training FLOPs that the growth plan would spend."""
-    if planned.plan is None or planned.planned_flops is None:
+    """A baseline for the training FLOPs that the growth plan would spend, or that train.flops gives."""
+    if config.growth.mode == "both" and planned.planned_flops is None:
+        raise UserInputError(
+            "control needs a growth plan known in advance, which growth.mode both has not: what sites a new block "
+            "brings is known when it stands; use growth.mode width or depth, or give the length of the run as "
+            "train.flops"
+        )
+    if planned.planned_flops is None:
         raise UserInputError(
             f"control needs a growth plan known in advance, and {_what_depends_on_training(config.growth)} on "
-            "training; use growth.when: periodic with a growth.where and growth.how_many that measure nothing, and no "
-            "growth.trial"
+            "training; use growth.when: periodic with a growth.where and growth.how_many that measure nothing and no "
+            "growth.trial, or give the length of the run as train.flops"
         )
     asked = config
     # targets, sites and budget speak of the seed, which the full network is not
     never = GrowthSettings(when=NeverSettings(), target=1.0, initializer=config.growth.initializer)
     update: dict[str, Any] = {"growth": never}
+    if config.control == "full" and config.growth.mode == "depth":
+        raise UserInputError(
+            "control: full is the model at full width, which growth.mode depth leaves as it is; build the deep network "
+            "by the settings of the model, such as model.depth, with growth.when: never"
+        )
     if config.control == "full":
         full = None if live is not None else config.model.full()
         if full is None:
@@ -219,23 +230,6 @@ def _what_depends_on_training(growth: GrowthSettings) -> str:
     named = [f"{key} {getattr(growth, key.removeprefix('growth.')).name!r}" for key in keys]
     named += [] if growth.trial is None else ["growth.trial"]
     return " and ".join(named) + (" depends" if len(named) == 1 else " depend")
-
-
-def _planned_flops(plan: GrowthPlan, controller: GrowthController, trainer: Trainer, total_steps: int) -> int:
-    graph, passes = controller.sites.graph, passes_per_step(trainer.settings.optimizer)
-    done, total = 0, 0
-    for steps, widths in plan.stages(total_steps):
-        samples = _samples(trainer, done + steps) - _samples(trainer, done)
-        total += BACKWARD_AND_FORWARD * (graph.flops(widths) + controller.flops_beyond_graph) * samples
-        done += steps
-    return round(passes * total)
-
-
-def _samples(trainer: Trainer, steps: int) -> int:
-    """How many samples so many steps from the start see; the last batch of an epoch may be smaller."""
-    epochs, rest = divmod(steps, trainer.steps_per_epoch)
-    batch = trainer.settings.batch_size
-    return epochs * min(len(trainer.data.train), trainer.steps_per_epoch * batch) + rest * batch
 
 
 def _trustworthy(compute: ComputePolicy, config: Config, model: nn.Module, data: Data) -> ComputePolicy:
@@ -294,10 +288,26 @@ def _check_settings(config: Config, data: Data) -> None:
             f"train.label_smoothing is for classes and tokens, got {config.train.label_smoothing:g} for the "
             f"{data.task} data {data.name!r}; set it to 0"
         )
+    memory = getattr(config.train.optimizer, "base", config.train.optimizer)
+    if config.growth.optimizer.state != "carry" and getattr(memory, "momentum", 1.0) == 0.0:
+        raise UserInputError(
+            f"growth.optimizer.state must be carry where the optimizer remembers nothing, got "
+            f"{config.growth.optimizer.state} with sgd of momentum 0"
+        )
     if data.augment.mixup and config.train.loss.name == "margin":
         raise UserInputError(
             "train.loss must be one of shares of classes where data.augment.mixup makes them, got margin; take "
             "cross_entropy or focal, or set mixup to 0"
+        )
+
+
+def _check_schedule(config: Config, planned_flops: int | None) -> None:
+    """Refuse a schedule that follows FLOPs where nobody knows how many there will be."""
+    follows = getattr(config.train.schedule, "progress", None)
+    if follows == "flops" and config.train.flops is None and planned_flops is None:
+        raise UserInputError(
+            "train.schedule.progress: flops needs to know what the run will spend, and "
+            f"{_what_depends_on_training(config.growth)} on training; give its length as train.flops"
         )
 
 
@@ -327,7 +337,7 @@ def _check_trial(trial: TrialSettings | None, clock: Clock, samples: int) -> Non
     if (steps := trial_steps(trial, clock)) >= clock.total_steps:
         raise UserInputError(
             f"growth.trial must be shorter than the training of {clock.total_steps} steps, got {steps}; lower "
-            "growth.trial.steps, or raise train.epochs"
+            f"growth.trial.steps, or raise {clock.setting}"
         )
 
 
@@ -354,11 +364,11 @@ def _number(count: float) -> str:
 
 def _plan_warnings(config: Config, controller: GrowthController, plan: GrowthPlan | None, clock: Clock) -> list[str]:
     """What keeps a plan from its events: the length of the training, or the budget."""
-    if not controller.tracked or not isinstance(config.growth.when, PeriodicSettings):
+    if not controller.ground.states or not isinstance(config.growth.when, PeriodicSettings):
         return []
     steps = controller.policy.trigger.planned_steps(clock) or ()
     if not steps:
-        return ["no growth event falls within the training: lower growth.when.start or raise train.epochs"]
+        return [f"no growth event falls within the training: lower growth.when.start or raise {clock.setting}"]
     wanted = config.growth.when.events
     found = []
     if wanted is not None and len(steps) < wanted:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from growkit.cost import TrainingCost, count_flops, count_params
 from growkit.evaluation import SampleScores, evaluate, evaluate_samples
+from growkit.growth.aftermath import Aftermath
 from growkit.growth.base import EpochRecord, History
+from growkit.length import Outlook
 from growkit.metrics import Evaluation
 from growkit.report import Observer
+from growkit.surgery import Record
 from growkit.train import Trainer
 
 __all__ = ["Books", "Stopwatch"]
@@ -38,31 +41,58 @@ class Books:
     """What is noted while one model trains.
 
     Attributes:
-        trainer: of the model. history, cost: of the run so far. report: who is told.
+        trainer: of the model; it keeps the ledger. history: of the run so far. report: who is told.
         watch: started with the run.
+        aftermath: what becomes of optimizer and learning rate after an event.
+        outlook: how long the run still is after an event; None where events do not change that, or a plan knows it.
         new_units: gives the gradient norm of new units by site, once after they came.
-        widths, params, flops: of the model as it is.
+        widths, depths, params: of the model as it is.
         first_gradients: the smallest such norm so far, by site.
         validation: the last evaluation on the validate split.
+        notes: what the user should know of the last event.
     """
 
     trainer: Trainer
     history: History
     report: Observer
     watch: Stopwatch
+    aftermath: Aftermath
+    outlook: Outlook | None = None
     new_units: Callable[[], Mapping[str, float]] = dict
-    cost: TrainingCost = field(default_factory=TrainingCost)
     widths: dict[str, int] = field(default_factory=dict)
+    depths: dict[str, int] = field(default_factory=dict)
     params: int = 0
-    flops: int = 0
     first_gradients: dict[str, float] = field(default_factory=dict)
     validation: Evaluation | None = None
+    notes: list[str] = field(default_factory=list)
 
-    def measure_model(self, widths: dict[str, int]) -> None:
-        """Take down the size of the model, which has these widths now."""
-        self.widths = widths
+    @property
+    def cost(self) -> TrainingCost:
+        """The ledger; the trainer books its steps."""
+        return self.trainer.cost
+
+    @property
+    def flops(self) -> int:
+        """Forward, per sample, of the model as it is."""
+        return self.trainer.flops_per_sample
+
+    def measure_model(self, widths: dict[str, int], depths: dict[str, int]) -> None:
+        """Take down the size of the model, which has these widths and depths now."""
+        self.widths, self.depths = widths, depths
         self.params = count_params(self.trainer.model)
-        self.flops = count_flops(self.trainer.model, self.trainer.data.example(2)).total
+        self.trainer.flops_per_sample = count_flops(self.trainer.model, self.trainer.data.example(2)).total
+
+    def follow(self, records: Sequence[Record], step: int) -> None:
+        """After an event, when the model has been measured: see to the optimizer, and look ahead.
+
+        Args:
+            records: of its edits; none where it was undone.
+            step: after how many optimizer steps it came.
+        """
+        self.notes = self.aftermath.follow(records, step)
+        if self.outlook is not None:  # a run that its FLOPs end is shorter now
+            left = self.outlook.steps_left(self.cost.training, self.flops)
+            self.history.clock = replace(self.history.clock, total_steps=self.trainer.step + left)
 
     def train(self, stop: Callable[[int], bool]) -> None:
         """Train until `stop(step)` says so or the run's steps are done."""
@@ -86,26 +116,30 @@ class Books:
 
     def fork(self, report: Observer) -> Books:
         """Books of a twin of the model, which goes on from here on its own until it rejoins; `report` is told of it."""
+        trainer = self.trainer.fork()
+        aftermath = self.aftermath.fork(trainer.model, trainer.optimizer)
+        trainer.damping = aftermath.rate
         return replace(
             self,
-            trainer=self.trainer.fork(),
+            trainer=trainer,
             history=self.history.fork(),
             report=report,
+            aftermath=aftermath,
             new_units=dict,
-            cost=TrainingCost(**self.cost.to_json()),
+            notes=[],
             first_gradients=dict(self.first_gradients),
         )
 
     def rejoin(self, fork: Books) -> None:
         """Go on, in place, from where a fork has come to, the model having its old structure again."""
         self.trainer.rejoin(fork.trainer)
-        self.history, self.cost, self.validation = fork.history, fork.cost, fork.validation
-        self.widths, self.params, self.flops = fork.widths, fork.params, fork.flops
-        self.first_gradients = fork.first_gradients
+        self.aftermath.rejoin(fork.aftermath)
+        self.history, self.validation = fork.history, fork.validation
+        self.widths, self.depths, self.params = fork.widths, fork.depths, fork.params
+        self.first_gradients, self.notes = fork.first_gradients, fork.notes
 
     def _after_step(self, step: int) -> None:
         self.history.step, self.history.wall_seconds = step, self.watch.wall_seconds()
-        self.cost.add_steps(self.flops, self.trainer.last_batch_size, self.trainer.last_passes)
         if norms := self.new_units():
             self.report.new_units(step, norms)
             self.first_gradients |= {
@@ -131,6 +165,7 @@ class Books:
             wall_seconds=self.watch.wall_seconds(),
             train_metrics=train.metrics,
             validate_metrics={} if self.validation is None else self.validation.metrics,
+            depths=self.depths,
         )
         self.history.epochs.append(record)
         self.report.epoch(record, self.widths)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
 from statistics import median
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from growkit.errors import ModelError
+from growkit.formulas import FORMULAS
 from growkit.rng import isolated
 
 __all__ = [
@@ -166,56 +166,6 @@ def _is_view(func: Any) -> bool:
     returns = func._schema.returns
     return bool(returns) and all(value.alias_info is not None and not value.alias_info.is_write for value in returns)
 
-
-def _recurrent(input_shape: Sequence[int], weights: Sequence[Sequence[int]]) -> int:
-    """Each matrix of a recurrent layer meets each time step of each sample once; packed inputs are [steps, I]."""
-    return 2 * prod(input_shape[:-1]) * sum(prod(shape) for shape in weights if len(shape) == 2)
-
-
-def _mkldnn_rnn(x: Sequence[int], w0: Sequence[int], w1: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    return _recurrent(x, (w0, w1))
-
-
-def _fused_rnn(x: Sequence[int], weights: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> int:
-    return _recurrent(x, weights)
-
-
-def _attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    return sdpa_flop_count(q, k, v)
-
-
-def _bilinear(x: Sequence[int], weight: Sequence[int], *args: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
-    """x1 W x2 per output, the inner product with W first: [out, in1, in2] against x1, then against x2."""
-    samples, (num_out, first, second) = prod(out_shape[:-1]), weight[-3:]
-    return 2 * samples * num_out * second * (first + 1)
-
-
-def _matrix_vector(matrix: Sequence[int], vector: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    return 2 * prod(matrix)
-
-
-def _add_matrix_vector(bias: Sequence[int], matrix: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    return 2 * prod(matrix)
-
-
-def _add_batched_product(
-    bias: Sequence[int], left: Sequence[int], right: Sequence[int], *args: Any, **kwargs: Any
-) -> int:
-    return 2 * prod(left) * right[-1]
-
-
-aten = torch.ops.aten
-FORMULAS: dict[Any, Callable[..., int]] = {
-    aten.mkldnn_rnn_layer: _mkldnn_rnn,
-    aten._cudnn_rnn: _fused_rnn,
-    aten.miopen_rnn: _fused_rnn,
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # missing from older flop counters
-    aten._trilinear: _bilinear,
-    aten.dot: _matrix_vector,
-    aten.mv: _matrix_vector,
-    aten.addmv: _add_matrix_vector,
-    aten.addbmm: _add_batched_product,
-}
 
 # without a formula these are reported whatever they read
 COSTLY = ("_fft_", "linalg_", "_linalg_", "_cdist_", "_scaled_dot_product_")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from growkit.assembly import assemble
+from growkit.assembly import Assembly, assemble
 from growkit.config import Config
 from growkit.cost import count_params
+from growkit.growth.depths import key_of
 from growkit.report.console import human
 
 __all__ = ["describe", "render"]
@@ -15,8 +16,9 @@ __all__ = ["describe", "render"]
 def describe(config: Config) -> dict[str, Any]:
     """The facts of a dry run, as JSON can hold them; see `render`."""
     parts = assemble(config)
-    graph, plan = parts.controller.sites.graph, parts.plan
-    final = dict(plan.final_widths) if plan is not None else parts.widths
+    costs, plan = parts.controller.costs, parts.plan
+    final = dict(plan.final_widths) if plan is not None else {}
+    depths = parts.controller.depths
     return {
         "data": {name: len(split) for name, split in parts.data.splits.items()},
         "reading": parts.data.reading or None,
@@ -24,10 +26,11 @@ def describe(config: Config) -> dict[str, Any]:
         "compute": parts.compute.to_json(),
         "steps": parts.clock.total_steps,
         "steps_per_epoch": parts.clock.steps_per_epoch,
-        "seed": {"params": count_params(parts.model), "flops": graph.flops()},
-        "target": {"params": graph.params(parts.controller.targets), "flops": graph.flops(parts.controller.targets)},
-        "final": {"params": graph.params(final), "flops": graph.flops(final)},
+        "seed": {"params": count_params(parts.model), "flops": costs.flops({})},
+        "target": _target(parts),
+        "final": {"params": costs.params(final), "flops": costs.flops(final)},
         "train_flops": parts.planned_flops,
+        "flops_limit": config.train.flops,
         "sites": [
             {
                 "name": site.name,
@@ -39,6 +42,18 @@ def describe(config: Config) -> dict[str, Any]:
             }
             for site in parts.controller.tracked
         ],
+        "places": [
+            {
+                "name": name,
+                "kind": place.kind,
+                "depth": depths.depths[name],
+                "target": depths.targets[name],
+                "params_per_block": place.params_added,
+                "flops_per_block": place.flops_added,
+            }
+            for name, place in depths.places.items()
+        ],
+        "refused_places": [{"name": r.name, "reason": r.reason, "location": r.location} for r in depths.refusals],
         "refused": [
             {"name": r.name, "width": r.width, "reason": r.reason, "location": r.location}
             for r in parts.controller.refusals
@@ -48,16 +63,27 @@ def describe(config: Config) -> dict[str, Any]:
     }
 
 
+def _target(parts: Assembly) -> dict[str, int] | None:
+    """The size with everything at its target; None where blocks come at widths that nobody knows yet."""
+    controller = parts.controller
+    if controller.settings.mode == "both":
+        return None
+    targets = {state.name: state.target for state in controller.ground.states}
+    return {"params": controller.costs.params(targets), "flops": controller.costs.flops(targets)}
+
+
 def render(facts: dict[str, Any]) -> str:
     """The facts as text."""
+    at_most = "at most " if facts["flops_limit"] is not None and facts["plan"] is None else ""
     lines = [
         "data      " + ", ".join(f"{name} {size}" for name, size in facts["data"].items()),
         *([f"reading   {facts['reading']}"] if facts["reading"] else []),
         f"compute   {facts['compute']['device']}, {facts['compute']['precision']} ({facts['compute']['reason']})",
-        f"training  {facts['steps']} steps, {facts['steps_per_epoch']} per epoch"
+        f"training  {at_most}{facts['steps']} steps, {facts['steps_per_epoch']} per epoch"
         + (f", {human(facts['train_flops'])}FLOPs" if facts["train_flops"] is not None else ""),
     ]
     lines += [f"{name:<9} {_size(facts[name])}" for name in ("seed", "target", "final")]
+    lines += _places(facts)
     lines.append(f"sites     {len(facts['sites'])} may grow")
     lines += [
         f"  {s['name']:<28} {s['width']:>5} -> {s['target']:<5} "
@@ -74,12 +100,42 @@ def render(facts: dict[str, Any]) -> str:
     if facts["control"] != "none":
         lines.append(f"plan      none: control {facts['control']}, for the training FLOPs of the growth plan")
     elif facts["plan"] is None:
-        lines.append("plan      depends on training")
+        lines.append(
+            "plan      depends on training"
+            + (", and on the sites that new blocks bring" if facts["target"] is None else "")
+        )
     else:
         lines.append(f"plan      {len(facts['plan'])} events")
-        lines += [f"  step {event['step']:>7}   total width {sum(event['widths'].values())}" for event in facts["plan"]]
+        lines += [f"  step {event['step']:>7}   {_sizes(event['widths'])}" for event in facts["plan"]]
     return "\n".join(lines + [f"warning: {message}" for message in facts["warnings"]])
 
 
-def _size(size: dict[str, int]) -> str:
+def _places(facts: dict[str, Any]) -> list[str]:
+    if not facts["places"] and not facts["refused_places"]:
+        return []
+    lines = [f"places    {len(facts['places'])} may become deeper"]
+    lines += [
+        f"  {p['name']:<28} {p['depth']:>5} -> {p['target']:<5} {p['params_per_block']:>8,} params, "
+        f"{human(p['flops_per_block'])}FLOPs per block"
+        for p in facts["places"]
+    ]
+    return lines + [
+        f"  {r['name'] or 'the model':<28}          refused: it {r['reason']}"
+        + (f", at {r['location']}" if r["location"] else "")
+        for r in facts["refused_places"]
+    ]
+
+
+def _sizes(sizes: dict[str, int]) -> str:
+    """Of sites and places at one time."""
+    blocks = [size for name, size in sizes.items() if name.startswith(key_of(""))]
+    width = sum(sizes.values()) - sum(blocks)
+    return " and ".join(
+        ([f"total width {width}"] if len(blocks) < len(sizes) else []) + ([f"{sum(blocks)} blocks"] if blocks else [])
+    )
+
+
+def _size(size: dict[str, int] | None) -> str:
+    if size is None:
+        return "not known in advance: blocks come at widths that training decides"
     return f"{size['params']:,} parameters, {human(size['flops'])}FLOPs per sample"

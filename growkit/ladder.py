@@ -18,7 +18,8 @@ class Stage:
 
     Attributes:
         number: from 0. first_step, last_step: optimizer steps done before and after it.
-        widths: of every site. params, flops: of the model; FLOPs forward, per sample.
+        widths: of every site. depths: blocks at every place that may become deeper.
+        params, flops: of the model; FLOPs forward, per sample.
         train_flops: spent on training since the start of the run.
         latency_ms: of a forward pass of `latency_batch` samples in evaluation mode, here.
         validate: scores of the model on the validate split; None where that is empty.
@@ -36,6 +37,7 @@ class Stage:
     latency_batch: int = 1
     validate: Mapping[str, float | None] | None = None
     standard_error: float | None = None
+    depths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

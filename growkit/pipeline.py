@@ -1,4 +1,4 @@
-"""READ FIRST: a run from settings to result. Train a stage, grow, train the next, until the steps are done."""
+"""READ FIRST: a run from settings to result. Train a stage, grow, train the next, until the run is done."""
 
 from __future__ import annotations
 
@@ -114,8 +114,16 @@ class _Progress:
             recorders = [run_folder, *_recorders(run_folder.path, parts.config.run.tensorboard)]
             watching = [*recorders, *watching]
         folder, report = None if run_folder is None else run_folder.path, Reporter(watching)
-        books = Books(parts.trainer, History(parts.clock), report, started, parts.controller.first_step_gradients)
-        books.measure_model(parts.widths)
+        books = Books(
+            parts.trainer,
+            History(parts.clock),
+            report,
+            started,
+            parts.aftermath,
+            outlook=None if parts.clock.flops is None or parts.plan is not None else parts.outlook,
+            new_units=parts.controller.first_step_gradients,
+        )
+        books.measure_model(parts.widths, parts.depths)
         progress = cls(parts, books, report, folder)
         progress._start()
         for recorder in recorders:
@@ -162,6 +170,9 @@ class _Progress:
                 targets=parts.controller.targets,
                 refusals=parts.controller.refusals,
                 plan=parts.plan,
+                depths=books.depths,
+                depth_targets=dict(parts.controller.depths.targets),
+                place_refusals=parts.controller.depths.refusals,
                 params=books.params,
                 flops=books.flops,
                 total_steps=parts.clock.total_steps,
@@ -193,6 +204,8 @@ class _Progress:
         self.books.cost.add("growth", event.flops_spent + self.parts.controller.take_measuring_flops())
         self.events.append(event)
         self.report.growth(event, self.books.widths, train_flops)
+        for note in self.books.notes:
+            self.report.warned(note)
         told.pass_on(self.report)
 
     def _event(self) -> GrowthEvent:
@@ -205,8 +218,10 @@ class _Progress:
                 parts.data, "train", size, order=stream, augmentation=stream, channels_last=parts.compute.channels_last
             )
         )
+        edits = len(parts.controller.edits)
         event = parts.controller.grow(parts.trainer.optimizer, Inputs((inputs,)), targets, self.history)
-        self.books.measure_model(parts.widths)
+        self.books.measure_model(parts.widths, parts.depths)
+        self.books.follow(parts.controller.edits[edits:], event.step)
         return event
 
     def save_stage(self, number: int) -> None:
@@ -240,6 +255,7 @@ class _Progress:
             "seed": parts.config.seed,
             "control": parts.config.control,
             "widths": books.widths,
+            "depths": books.depths,
             "ladder": Ladder(self.stages).summary(),
             "largest_change": {
                 mode: max((getattr(event.change, mode) for event in self.events), default=None)
@@ -259,6 +275,8 @@ class _Progress:
 
     def _stop(self, step: int) -> bool:
         controller = self.parts.controller
+        if self.parts.trainer.finished:  # nothing that grew now would be trained
+            return False
         due = controller.due(self.history)
         if flops := controller.take_measuring_flops():
             self.books.cost.add("growth", flops)
@@ -283,6 +301,7 @@ class _Progress:
             latency_batch=batch,
             validate=None if scores is None else _scores(scores.evaluation),
             standard_error=None if scores is None else scores.standard_error,
+            depths=books.depths,
         )
 
     def _last_training(self) -> dict[str, float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import tee
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from growkit.config.train import TrainSettings
+from growkit.cost import TrainingCost
 from growkit.data import Data, batches, num_batches
 from growkit.device import ComputePolicy, lacks_memory
 from growkit.errors import GrowkitError, TrainingError
@@ -27,14 +28,17 @@ __all__ = ["Trainer"]
 
 @dataclass
 class Trainer:
-    """Trains one model to the end of its step budget, in as many stages as it is interrupted.
+    """Trains one model to the end of its budget of steps or FLOPs, in as many stages as it is interrupted.
 
     Attributes:
         model, optimizer: changed in place; the model may be widened between stages.
         data: device-resident. settings: of training. compute: device and precision. streams: random streams.
-        total_steps: the whole run's optimizer steps. step, epoch: done so far.
-        last_batch_size, last_passes: samples of the last step and how often it passed through the model, for the FLOPs
-            ledger.
+        total_steps: the whole run's optimizer steps, or the most there can be where `settings.flops` ends it.
+        flops_per_sample: forward, of the model as it is; whoever widens it says so.
+        planned_flops: what the whole run will spend, for a schedule that follows FLOPs where steps end the run.
+        step, epoch: done so far. cost: training FLOPs spent so far.
+        damping: what the scheduled learning rate is multiplied by, besides, for a step (from 0).
+        last_batch_size, last_passes: samples of the last step and how often it passed through the model.
     """
 
     model: nn.Module
@@ -44,8 +48,12 @@ class Trainer:
     compute: ComputePolicy
     streams: Streams
     total_steps: int
+    damping: Callable[[int], float] = lambda step: 1.0
+    flops_per_sample: int = 0
+    planned_flops: int | None = None
     step: int = 0
     epoch: int = 0
+    cost: TrainingCost = field(default_factory=TrainingCost)
     last_batch_size: int = 0
     last_passes: int = 1
 
@@ -60,8 +68,19 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether every step is done."""
-        return self.step >= self.total_steps
+        """Whether every step is done, or all FLOPs are spent."""
+        limit = self.settings.flops
+        return self.step >= self.total_steps or (limit is not None and self.cost.training >= limit)
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, by what the schedule follows."""
+        follows = getattr(self.settings.schedule, "progress", None)
+        if self.settings.flops is None and follows != "flops":
+            return self.step / max(1, self.total_steps)
+        total = self.settings.flops or self.planned_flops
+        assert total is not None, "a schedule that follows FLOPs is refused where they are not known"
+        return min(1.0, self.cost.training / total)
 
     @property
     def learning_rate(self) -> float:
@@ -134,9 +153,11 @@ class Trainer:
             self._meter.add(loss, outputs, targets[start : start + len(outputs)])
         self.step += 1
         self.last_batch_size, self.last_passes = len(targets), calls // len(firsts)
+        self.cost.add_steps(self.flops_per_sample, self.last_batch_size, self.last_passes)
 
     def _set_rate(self) -> None:
-        factor = rate_factor(self.settings.schedule, self.step, self.total_steps, self.steps_per_epoch)
+        factor = rate_factor(self.settings.schedule, self.step, self.progress, self.steps_per_epoch)
+        factor *= self.damping(self.step)
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base * factor
 
@@ -151,6 +172,7 @@ class Trainer:
         other = copy.copy(self)
         other.model, other.optimizer = twin_of(self.model, self.optimizer)
         other.streams, other._meter = self.streams.fork(), copy.copy(self._meter)
+        other.cost = TrainingCost(**self.cost.to_json())
         self._feed, other._feed = tee(self._source)
         return other
 
@@ -164,6 +186,7 @@ class Trainer:
         self.streams.rejoin(fork.streams)
         self.step, self.epoch, self._meter = fork.step, fork.epoch, fork._meter
         self.last_batch_size, self.last_passes = fork.last_batch_size, fork.last_passes
+        self.cost, self.flops_per_sample = fork.cost, fork.flops_per_sample
         self.part()
 
     def close(self) -> None:

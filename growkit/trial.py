@@ -68,18 +68,19 @@ class Trial:
         loser, winner = (twin, self.books) if result.pays else (self.books, twin)
         lost = _total(loser.cost) - _total(before)
         judging = winner.cost.other.get("growth", 0) - before.other.get("growth", 0)
+        event = replace(event, trial=replace(result, flops=lost + judging))
         if result.pays:
             self.books.trainer.part()
         else:
-            self._undo(event, twin)
+            record = self._undo(event, twin)
             self.controller.generator.set_state(draws)
+            event = self._noted(event, record)
         self.books.cost.add("growth", lost)
-        event = replace(event, trial=replace(result, flops=lost + judging))
-        return event if result.pays else self._noted(event)
+        return event
 
     def _compare(self, twin: Books) -> TrialResult:
         """Train both to the end of the trial, or until one cannot, and compare them on the validate split."""
-        begun, both = self.books.trainer.step, {"ungrown": twin, "grown": self.books}
+        begun, both = self.books.trainer.step, {"grown": self.books, "ungrown": twin}
         failures = _train(both, begun + trial_steps(self.settings, self.books.history.clock))
         if len(failures) == len(both):
             raise failures["ungrown"]
@@ -87,27 +88,27 @@ class Trial:
         steps = max(books.trainer.step for books in able.values()) - begun
         if failures:
             return TrialResult(steps, failures={which: str(error) for which, error in failures.items()})
-        ungrown, grown = (books.evaluate_samples("validate", "growth") for books in able.values())
+        grown, ungrown = (books.evaluate_samples("validate", "growth") for books in able.values())
         assert ungrown is not None and grown is not None, "a trial without a validate split is refused"
         return judge(steps, ungrown, grown, self.settings)
 
-    def _undo(self, event: GrowthEvent, twin: Books) -> None:
-        self.controller.take_back(self.books.history)
-        self.controller.candidates.give_up(event.refused)  # by surgery, which would refuse them again
+    def _undo(self, event: GrowthEvent, twin: Books) -> GrowthRecord:
+        record = self.controller.take_back(self.books.history)
+        self.controller.give_up(event.refused)  # by surgery, which would refuse them again
         self.books.rejoin(twin)
         self.told = self._told_of_twin
+        return record
 
-    def _noted(self, event: GrowthEvent) -> GrowthEvent:
+    def _noted(self, event: GrowthEvent, record: GrowthRecord) -> GrowthEvent:
         """An event that was undone, which the history remembers as tried; with the sites that it has cost too often."""
-        tried = self.books.history.tried
-        tried.append(GrowthRecord(event.step, {g.site: (g.old_width, g.new_width) for g in event.grown}))
+        self.books.history.tried.append(record)
         reason = f"did not pay in {self.settings.attempts} trials (growth.trial.attempts)"
         exhausted = [
-            Refusal(g.site, g.old_width, reason, None)
-            for g in event.grown
-            if self._attempts(g.site) == self.settings.attempts
+            Refusal(name, size, reason, None)
+            for name, (size, _) in record.widths.items()
+            if self._attempts(name) == self.settings.attempts
         ]
-        self.controller.candidates.give_up(exhausted)
+        self.controller.give_up(exhausted)
         return replace(event, undone="it did not pay on trial", refused=(*event.refused, *exhausted))
 
     def _attempts(self, site: str) -> int:
@@ -135,7 +136,11 @@ def judge(steps: int, ungrown: SampleScores, grown: SampleScores, settings: Tria
 
 
 def _train(both: Mapping[str, Books], end: int) -> dict[str, TrainingError]:
-    """Train both until step `end`, in turns, as long as both can; which cannot, and why."""
+    """Train both until step `end`, in turns, as long as both can; which cannot, and why.
+
+    Where training FLOPs end the run of one, the other is trained no further: the grown model, which comes first, costs
+    no less.
+    """
     failures: dict[str, TrainingError] = {}
     begun = min(books.trainer.step for books in both.values())
     for until in (*range(begun + LEAD, end, LEAD), end):
@@ -144,7 +149,9 @@ def _train(both: Mapping[str, Books], end: int) -> dict[str, TrainingError]:
                 books.train(lambda step, until=until: step >= until)
             except TrainingError as error:
                 failures[which] = error
-        if failures:
+            if books.trainer.finished:
+                until = end = min(until, books.trainer.step)
+        if failures or until == end:
             break
     return failures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -14,13 +15,15 @@ __all__ = ["become", "twin_of"]
 
 
 def twin_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Copies of both, the optimizer's being of the parameters of the copied model.
+    """Copies of both, the optimizer's being of the parameters of the copied model, and without hooks on its steps.
 
     Raises:
         ModelError: the model allows no copy.
     """
     twin = copy_of(model)
-    memo = {id(mine): its for mine, its in zip(_parts(model), _parts(twin), strict=True)}
+    memo: dict[int, Any] = {id(mine): its for mine, its in zip(_parts(model), _parts(twin), strict=True)}
+    for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks):
+        memo[id(hooks)] = OrderedDict()
     return twin, copy.deepcopy(optimizer, memo)
 
 

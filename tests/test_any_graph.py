@@ -15,7 +15,7 @@ from growkit.errors import GrowthRefused
 from growkit.graph import GrowthSite, find_sites
 from growkit.growth.initializers import GradMax
 from growkit.growth.statistics import Measurement, Part, UnitLayout, unit_layout
-from growkit.growth.statistics.fan_map import gradient_of
+from growkit.growth.statistics.fan_map import sketched
 from growkit.surgery import Extension, Growth, Inputs, function_change, grow, observe, verify_sites
 
 TARGETS = torch.arange(12) % 3
@@ -190,7 +190,7 @@ def learns_everywhere(model: nn.Module, layout: UnitLayout, measurement: Measure
         optimizer.zero_grad()
         F.cross_entropy(model.train()(*measurement.inputs.args), TARGETS).backward()
     for parts in (layout.fan_in, layout.fan_out):
-        gradients = [gradient_of(model.get_parameter(part.name), part) for part in parts]
+        gradients = [part.read(model.get_parameter(part.name).grad) for part in parts]
         assert bool((torch.cat(gradients, 1).norm(dim=1) > 0).all())
 
 
@@ -294,3 +294,20 @@ def test_the_hidden_width_of_an_lstm_grows_and_learns() -> None:
     assert function_change(before, observe(model, measurement.inputs)).worst <= 1e-12
     learns_everywhere(model, layout, measurement)
     edit.undo()
+
+
+def test_a_sketch_of_fan_outs_keeps_squared_norms_in_the_mean() -> None:
+    site = next(iter(find_sites(nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 40)), torch.randn(4, 6))))
+    all_of_it, some = sketched(site, 40), sketched(site, 8)
+    assert torch.equal(all_of_it, torch.eye(40))
+    assert torch.allclose(some @ some.T, 5.0 * torch.eye(8), atol=1e-5)  # 40 / 8
+    assert torch.equal(some, sketched(site, 8))
+
+
+def test_products_of_the_map_are_those_of_its_matrix() -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 40)), torch.randn(16, 6), torch.arange(16)
+    (site,) = [site for site in find_sites(model, x) if site.name == "0"]
+    measurement = Measurement(model, F.cross_entropy, Inputs((x,)), y, (site,))
+    probes = torch.randn(5, 40)
+    assert torch.allclose(measurement.fan_map(site, probes=probes).matrix, probes @ measurement.fan_map(site).matrix)

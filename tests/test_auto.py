@@ -17,6 +17,7 @@ from growkit.growth.base import Clock, GrowthRecord, History, Nothing, Prospects
 from growkit.growth.guards import build_trigger
 from growkit.growth.how_many import build_allocator
 from growkit.growth.limits import Limits
+from growkit.pipeline import RunResult, run
 from growkit.testing import history_at
 
 # spread
@@ -99,17 +100,23 @@ def budget(params: int, cost: Any = lambda widths: sum(widths.values())) -> Limi
 
 def test_units_go_where_each_next_one_promises_most() -> None:
     seen = of(a=one_prospect(9.0, 4.0, 1.0), b=one_prospect(5.0, 3.0), c=one_prospect(2.0))
-    assert shares(seen, budget(6 + 4)) == {"a": 2, "b": 2}
-    assert shares(seen, budget(6 + 5)) == {"a": 2, "b": 2, "c": 1}
+    assert shares(seen, budget(6 + 4)) == {"a": 3, "b": 1}  # 9, 5, 4.5 and 4
+    assert shares(seen, budget(6 + 6)) == {"a": 4, "b": 2}  # and 3, 3
 
 
 def test_the_choice_is_the_best_of_all_that_cost_the_same() -> None:
     seen = of(a=one_prospect(9.0, 4.0, 1.0), b=one_prospect(5.0, 3.0, 2.5), c=one_prospect(2.0, 1.9))
+    tables = [sorted((gain / n for gain in p.gains for n in range(1, 9)), reverse=True) for p in seen.sites.values()]
     for units in range(1, 8):
         found = shares(seen, budget(6 + units))
-        all_choices = [c for c in itertools.product(range(4), range(4), range(3)) if sum(c) == units]
-        promise = {c: sum(sum(p.gains[:n]) for p, n in zip(seen.sites.values(), c, strict=True)) for c in all_choices}
-        assert promise[tuple(found.get(name, 0) for name in seen.sites)] == max(promise.values())
+        choices = [choice for choice in itertools.product(range(8), repeat=3) if sum(choice) == units]
+        promise = {c: sum(sum(table[:n]) for table, n in zip(tables, c, strict=True)) for c in choices}
+        assert promise[tuple(found.get(name, 0) for name in seen.sites)] == pytest.approx(max(promise.values()))
+
+
+def test_sites_share_in_proportion_to_what_they_promise() -> None:
+    seen = of(a=one_prospect(6.0), b=one_prospect(3.0), c=one_prospect(1.0))
+    assert shares(seen, budget(6 + 10)) == {"a": 6, "b": 3, "c": 1}
 
 
 def test_a_dear_unit_must_promise_more() -> None:
@@ -119,7 +126,7 @@ def test_a_dear_unit_must_promise_more() -> None:
 
 def test_noise_gets_no_unit_and_where_all_is_noise_growth_ends() -> None:
     seen = of(a=one_prospect(9.0, 4.0, 1.0, noise=3.0), b=one_prospect(2.0, noise=3.0))
-    assert shares(seen, budget(100)) == {"a": 2}
+    assert shares(seen, budget(100)) == {"a": 10}
     nothing = shares(of(b=one_prospect(2.0, noise=3.0)), budget(100))
     assert isinstance(nothing, Nothing) and nothing.ends
 
@@ -127,8 +134,7 @@ def test_noise_gets_no_unit_and_where_all_is_noise_growth_ends() -> None:
 def test_the_pace_is_kept_with_the_true_cost_of_all_sites() -> None:
     seen = of(a=one_prospect(*[2.0] * 9), b=one_prospect(*[1.9] * 9))
     units = shares(seen, budget(50, lambda widths: widths["a"] * widths["b"]))  # the sites make each other dear
-    a, b = 2 + units["a"], 2 + units["b"]
-    assert (a, b) == (11, 4)  # 44; 55 would exceed the pace
+    assert units == {"a": 10, "b": 2}  # 12 x 4; 12 x 5 would exceed the pace
 
 
 def test_without_a_budget_an_event_makes_the_model_a_share_dearer() -> None:
@@ -153,3 +159,56 @@ def test_auto_without_a_budget_is_refused(given: str, tmp_path: Path) -> None:
         load_config(file)
     told = "growth: policy: auto needs a budget: set one of budget.params, budget.flops, budget.latency_ms, "
     assert str(caught.value) == f"{file}:1:1: {told}budget.accuracy"
+
+
+TAUGHT = """
+data: {name: teacher, widths: [16, 48, 48, 8], samples: 8000}
+model: {name: mlp, hidden: [24, 24, 24]}
+train: {epochs: 6, batch_size: 64, optimizer: {name: adam, lr: 0.01}, schedule: constant}
+growth:
+  policy: auto
+  when: {name: progress_guard, base: {name: spread, events: 2}}
+  initializer: {name: gradmax_inverse, batch_size: 512}
+  budget: {params: 2500}
+"""
+
+DIGITS = """
+data: {name: digits}
+model: {name: mlp, hidden: [8, 8]}
+train: {epochs: 20, batch_size: 64, optimizer: {name: sgd, lr: 0.1, momentum: 0.9}}
+growth: {policy: auto, budget: {params: 3000}}
+"""
+
+
+def done(text: str, *overrides: str, folder: Path) -> RunResult:
+    file = folder / "c.yaml"
+    file.write_text(text)
+    return run(load_config(file, list(overrides)), observers=(), writes=False)
+
+
+def test_a_planted_bottleneck_gets_most_new_units_first_in_nine_of_ten_seeds(tmp_path: Path) -> None:
+    hits = 0
+    for seed in range(10):
+        hidden = [24, 24, 24]
+        hidden[seed % 3] = 2
+        given = (f"seed={seed}", f"data.teacher_seed={seed}", f"model.hidden={hidden}")
+        (first, *_) = done(TAUGHT, *given, folder=tmp_path).events
+        new = {grown.site: grown.new_width - grown.old_width for grown in first.grown}
+        hits += max(new, key=lambda site: new[site]) == f"hidden.{seed % 3}.linear"
+    assert hits >= 9
+
+
+@pytest.mark.parametrize("noise", [1.0, 0.0], ids=["labels of noise", "true labels"])
+def test_growth_stops_where_labels_are_pure_noise_and_only_there(noise: float, tmp_path: Path) -> None:
+    grown = 0
+    for seed in range(5):
+        labels = f"data.label_noise={{rate: {noise}, seed: {seed}, splits: [train, validate, diagnose, accept, test]}}"
+        result = done(DIGITS, f"seed={seed}", labels, folder=tmp_path)
+        grown += result.result["params"] > 2000  # of the 682 of the seed, within the budget of 3 000
+    assert grown == (0 if noise else 5)
+
+
+def test_growth_waits_while_the_network_is_accurate_enough(tmp_path: Path) -> None:
+    result = done(DIGITS, "growth.budget={params: null, accuracy: 0.6}", folder=tmp_path)
+    reached = [record.step for record in result.history.epochs if (record.validate_accuracy or 0.0) >= 0.6]
+    assert result.events and max(event.step for event in result.events) <= reached[0]

@@ -102,7 +102,7 @@ def test_a_plan_foresees_the_training_flops_of_any_number_of_steps(runs: InProce
     for steps in (7, 11):
         result = json.loads(only(tmp_path, f"out/steps{steps}/0/2*/result.json").read_text())
         assert result["steps"] == steps
-        assert parts.flops_for(steps) == result["train_flops"] == result["planned_train_flops"]
+        assert parts.outlook.flops(steps) == result["train_flops"] == result["planned_train_flops"]
 
 
 def test_baselines_cost_what_the_growing_arm_costs(runs: InProcess, tmp_path: Path):
@@ -132,6 +132,15 @@ def test_the_random_baseline_keeps_all_but_the_initializer(write: Write):
     (random,) = derive(["random"], [grower])
     changed = {key for key, _, _ in differing(random.config, grower.config)}
     assert changed == {f"growth.initializer.{key}" for key in ("name", "batch_size", "beyond_rank")}
+
+
+def test_the_uniform_baseline_keeps_all_but_when_and_how_many(write: Write):
+    after = "{part_rates: norm_ratio, rewarm_steps: 5}"
+    write(f"growth: {{initializer: variance_transfer, optimizer: {after}, sites: ['*1']}}\n")
+    (grower,) = read_arms(["c.yaml"])
+    (uniform,) = derive(["uniform"], [grower])
+    changed = {key.split(".")[1] for key, _, _ in differing(uniform.config, grower.config)}
+    assert changed == {"when", "how_many", "target"}
 
 
 def test_steps_are_matched_where_that_is_asked_for(runs: InProcess, tmp_path: Path):
@@ -183,6 +192,38 @@ def test_two_arms_whose_cost_depends_on_training_are_not_called_matched(runs: In
     result = compared(tmp_path, "c.yaml", "longer=c.yaml train.epochs=3", seeds="1")
     assert "longer: growth depends on training, so its FLOPs cannot be matched" in result["notes"][0]
     assert any("the two are not at equal cost" in note for note in result["notes"])
+
+
+@pytest.mark.usefixtures("unforeseen")
+def test_two_such_arms_are_matched_where_flops_end_them(runs: InProcess, tmp_path: Path):
+    result = compared(
+        tmp_path,
+        "c.yaml",
+        "wide=c.yaml model.hidden=[8]",
+        "train.flops=5000000",
+        baselines="small,uniform",
+        seeds="1",
+    )
+    names = [Path(config.run.root).name for config in runs.made]
+    assert names[0] == "c" and result["matched_to"] == "c"  # for uniform must know how wide it became
+    costs = {name: arm["costs"] for name, arm in result["arms"].items()}
+    assert costs["uniform"]["params"] == costs["c"]["params"]
+    for cost in costs.values():
+        assert cost["train_flops"] == pytest.approx(5_000_000, rel=0.05)
+    assert not any("cannot be matched" in note for note in result["notes"])
+
+
+@pytest.mark.usefixtures("unforeseen")
+def test_steps_that_nobody_knows_cannot_be_matched(runs: InProcess, tmp_path: Path):
+    with pytest.raises(
+        UserInputError, match="--match steps needs to know those of c, but its growth depends on training"
+    ):
+        compared(tmp_path, "c.yaml train.flops=5000000", RANDOM, match="steps", seeds="1")
+
+
+def test_steps_take_the_place_of_flops_where_they_are_matched(runs: InProcess, tmp_path: Path):
+    result = compared(tmp_path, "c.yaml", "other=c.yaml train.flops=5000000", match="steps", seeds="1")
+    assert [arm["costs"]["steps"] for arm in result["arms"].values()] == [8, 8]
 
 
 def test_a_learning_rate_is_chosen_on_validate_with_seeds_of_its_own(runs: InProcess, tmp_path: Path):

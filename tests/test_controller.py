@@ -256,17 +256,17 @@ def test_a_model_that_is_frozen_throughout_says_so() -> None:
 
 
 def test_verifying_is_paid_for() -> None:
-    """An event without measurements: 3 looks before, 3 after, and 2 passes per attempt at the widths of the attempt."""
+    """An event without measurements: 3 looks before, 2 passes per attempt at its widths, and the loss after."""
     run = start(Chain).prepare()
     run.controller.initializer = Careless(())
     event = run.grow()
-    assert event.flops_spent == 12 * (3 * event.flops_before + (2 + 3) * event.flops_after)
+    assert event.flops_spent == 12 * (3 * event.flops_before + (2 + 1) * event.flops_after)
     again = start(Chain).prepare()
     again.controller.initializer = Careless(("2",))
     event, graph = again.grow(), again.controller.sites.graph
     tried = [{"0": 6, "2": 6, "4": 6}, {"0": 6}, {"0": 6, "2": 6}, {"0": 6, "4": 6}, {"0": 6, "4": 6}]
     attempts = sum(2 * graph.flops({"0": 4, "2": 4, "4": 4} | widths) for widths in tried)
-    assert event.flops_spent == 12 * (3 * event.flops_before + attempts + 3 * event.flops_after)
+    assert event.flops_spent == 12 * (3 * event.flops_before + attempts + event.flops_after)
 
 
 def test_a_site_that_the_batch_does_not_serve_waits_for_a_later_event() -> None:

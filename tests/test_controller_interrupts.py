@@ -55,7 +55,8 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, module: Any, target: str, call
 @pytest.mark.parametrize(
     ("module", "target", "call"),
     [
-        *((operation_module, "observe", call) for call in (1, 2, 3)),
+        *((operation_module, "observe", call) for call in (1, 2)),
+        (controller_module, "look_at", 2),  # after the surgery
         *((undo, "replace_data", call) for call in (1, 4, 9)),
         (controller_module, "new_entries", 1),
     ],

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from depth_cases import CASES, Block, fresh, images, outputs, refusals, residual, same, snapshot
 from torch import Tensor, nn
 
+from growkit.cost import count_flops, count_params
 from growkit.errors import GrowthRefused, ModelError
 from growkit.graph import find_places
 from growkit.surgery import (
     deepen,
+    insert,
 )
 
 
@@ -159,3 +161,14 @@ def test_a_model_without_a_row_of_children_is_told_what_would_be_one() -> None:
     places = find_places(Plain(), torch.zeros(2, 4))
     assert not len(places)
     assert [(one.name, "nn.ModuleList" in one.reason) for one in places.refusals] == [("", True)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_place_costs_the_parameters_and_flops_it_says(name: str) -> None:
+    model, x = fresh(name)
+    for place in find_places(model, x):
+        params, flops = count_params(model), count_flops(model, x).total
+        edit = insert(model, place)
+        assert count_params(model) - params == place.params_added
+        assert count_flops(model, x).total - flops == place.flops_added
+        edit.undo()

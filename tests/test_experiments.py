@@ -46,8 +46,8 @@ def test_a_recipe_builds_and_reaches_its_target(recipe: Path, images: Path):
     parts = assemble(
         config.model_copy(update={"train": config.train.model_copy(update={"epochs": 10 * config.train.epochs})})
     )
-    assert parts.controller.tracked
-    assert parts.plan is not None
+    assert parts.controller.ground.states
+    assert (parts.plan is None) == (config.growth.mode == "both")
 
 
 def test_the_published_wrn_schedule(images: Path):

@@ -25,7 +25,7 @@ from growkit.config.train import (
     SGDSettings,
 )
 from growkit.errors import ModelError, UserInputError
-from growkit.optim import ASAM, Cosine, Linear, build_optimizer, passes_per_step
+from growkit.optim import ASAM, Cosine, Linear, build_optimizer
 
 
 def model() -> nn.Module:
@@ -198,10 +198,6 @@ def test_a_group_that_joins_late_trains(settings: AnyOptimizer):
     optimizer.add_param_group({"params": [late]})
     optimizer.step(lambda: late.sum().backward() or late.sum())  # type: ignore[arg-type]
     assert (late < 1.0).all()
-
-
-def test_a_step_of_sam_counts_two_passes():
-    assert [passes_per_step(one) for one in (SGDSettings(), SAMSettings(), SAMSettings(interval=4))] == [1.0, 2.0, 1.25]
 
 
 def test_settings_of_sam_are_its_arguments():

@@ -157,7 +157,8 @@ def test_growth_that_has_reached_its_targets_says_so(tmp_path: Path) -> None:
         (
             {"growth.when": "plateau", "control": "seed"},
             "control needs a growth plan known in advance, and growth.when 'plateau' depends on training; use "
-            "growth.when: periodic with a growth.where and growth.how_many that measure nothing, and no growth.trial",
+            "growth.when: periodic with a growth.where and growth.how_many that measure nothing and no growth.trial, "
+            "or give the length of the run as train.flops",
         ),
     ],
     ids=["too late", "no validate split", "control"],

@@ -11,7 +11,7 @@ from growkit.schedule import rate_factor
 
 
 def rates(settings: ScheduleSettings, total: int, steps_per_epoch: int = 10) -> list[float]:
-    return [rate_factor(settings, step, total, steps_per_epoch) for step in range(total)]
+    return [rate_factor(settings, step, step / total, steps_per_epoch) for step in range(total)]
 
 
 def torch_rates(make, total: int) -> list[float]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from depth_growth_cases import Tower
 from scipy.stats import ttest_rel
 from torch import Tensor, nn
 
@@ -33,6 +35,7 @@ from growkit.trial import judge
 
 EPOCH = 8  # steps
 STEPS = 6  # of a trial
+WIDER = {"how_many": "fixed", "initializer": "random"}
 HOPELESS = {"steps": STEPS, "margin": 1000.0}
 SPLIT = SplitSettings.model_validate({"test": 0.1, "validate": 0.2, "diagnose": 0.0, "accept": 0.0})
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -60,6 +63,18 @@ class Net(nn.Module):
         return self.head(self.drop(x.mean((2, 3))))
 
 
+class Deep(Tower):
+    """Two residual blocks, for images, with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.drop = nn.Linear(36, 4), nn.Dropout(0.3)
+        self.level = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.drop(x.flatten(1)))
+
+
 @pytest.fixture(scope="module")
 def data() -> Data:
     """115 training images in 7 batches of 16 and one of 3, augmented."""
@@ -80,7 +95,8 @@ class Finished:
 
     def everything(self) -> dict[str, Any]:
         """All that goes on from here, and what was noted but for seconds."""
-        trainer, streams = self.parts.trainer, self.parts.streams
+        trainer, streams, ground = self.parts.trainer, self.parts.streams, self.parts.controller.ground
+        part_rates = self.parts.aftermath.part_rates
         with streams.lent("dropout"):
             dropout = global_state()
         return {
@@ -89,12 +105,15 @@ class Finished:
             "optimizer": trainer.optimizer.state_dict(),
             "streams": [streams.generator(name).get_state() for name in ("order", "augmentation", "growth")],
             "dropout": dropout,
-            "trainer": (trainer.step, trainer.epoch, trainer.learning_rate),
+            "trainer": (trainer.step, trainer.epoch, trainer.learning_rate, trainer.flops_per_sample),
+            "part rates": [] if part_rates is None else [part_rates.of(one) for one in self.outcome.model.parameters()],
             "epochs": [replace(record, cpu_seconds=0.0, wall_seconds=0.0) for record in self.outcome.history.epochs],
             "growths": self.outcome.history.growths,
             "train_flops": self.outcome.result["train_flops"],
             "edits": [edit.to_json() for edit in self.parts.controller.edits],
             "widths": self.parts.widths,
+            "depths": [self.parts.depths, ground.depths.places, ground.depths.refusals],
+            "costs": [ground.costs.params({}), ground.costs.flops({}), ground.costs.blocks],
             "tracked": [site.name for site in self.parts.controller.tracked],
         }
 
@@ -103,7 +122,13 @@ class Finished:
 def finish(data: Data, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Finished]:
     """Runs the net to the end, with settings of growth."""
 
-    def finished(root: Path | None = None, optimizer: str = "sgd", **growth: Any) -> Finished:
+    def finished(
+        root: Path | None = None,
+        memory: str = "sgd",
+        net: type[nn.Module] = Net,
+        length: dict[str, Any] | None = None,
+        **growth: Any,
+    ) -> Finished:
         kept: list[Assembly] = []
 
         def assembled(*args: Any, **kwargs: Any) -> Assembly:
@@ -113,14 +138,14 @@ def finish(data: Data, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Finishe
         monkeypatch.setattr(pipeline, "assemble", assembled)
         torch.manual_seed(3)
         settings = {
-            "train": {"epochs": 4, "batch_size": 16, "optimizer": OPTIMIZERS[optimizer]},
-            "growth": {"when": {"start": 1, "every": 1}, "how_many": "fixed", "initializer": "random", **growth},
+            "train": {**(length or {"epochs": 4}), "batch_size": 16, "optimizer": OPTIMIZERS[memory]},
+            "growth": {"when": {"start": 1, "every": 1}, **({} if net is Deep else WIDER), **growth},
             "run": {"root": str(root), "tensorboard": False},
             "data": {"name": "memory"},
-            "model": {"name": "live", "type": "Net"},
+            "model": {"name": "live", "type": net.__name__},
         }
         config = config_from_overrides(settings)
-        return Finished(run(config, model=Net(), data=data, observers=(), writes=root is not None), kept[0])
+        return Finished(run(config, model=net(), data=data, observers=(), writes=root is not None), kept[0])
 
     return finished
 
@@ -142,7 +167,7 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_undone_events_leave_no_trace_but_their_cost(finish: Callable[..., Finished], optimizer: str) -> None:
-    tried, never = finish(optimizer=optimizer, trial=HOPELESS), finish(optimizer=optimizer, when="never")
+    tried, never = finish(memory=optimizer, trial=HOPELESS), finish(memory=optimizer, when="never")
     assert [event.undone for event in tried.outcome.events] == ["it did not pay on trial"] * 3
     assert differing(tried.everything(), never.everything()) == []
 
@@ -152,7 +177,7 @@ def test_kept_events_are_those_of_a_run_without_trials(
     finish: Callable[..., Finished], optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "judge", lambda steps, *scores: TrialResult(steps, 1.0, 0.5, 0.5, 0.1, 0.1))
-    tried, plain = finish(optimizer=optimizer, trial={"steps": STEPS}), finish(optimizer=optimizer)
+    tried, plain = finish(memory=optimizer, trial={"steps": STEPS}), finish(memory=optimizer)
     assert [event.undone for event in tried.outcome.events] == [None] * 3
     assert differing(tried.everything(), plain.everything()) == []
 
@@ -202,6 +227,82 @@ def test_a_trial_costs_the_training_of_the_loser_and_the_judging_of_both(finish:
     assert others["growth"] == sum(event.flops_spent + event.trial.flops for event in events if event.trial)
     more_stages = len(events) * tried.outcome.result["flops"] * (samples + LATENCY_CALLS)
     assert others["evaluation"] == never.outcome.result["other_flops"]["evaluation"] + more_stages
+
+
+# --- beside all else that events change
+
+AFTER = {"state": "reset_all", "rewarm_steps": 12, "part_rates": "norm_ratio"}
+BOTH = {"mode": "both", "sites": ["blocks.*"], "target": 2.0, "initializer": "random"}
+CASES: dict[str, dict[str, Any]] = {
+    "optimizer": {"optimizer": AFTER},
+    "train.flops": {"length": {"flops": 10_000_000}},
+    "depth": {"net": Deep, "mode": "depth", "depth": {"target": 3.0}},
+    "both": {"net": Deep, **BOTH},
+}
+
+
+def judging(monkeypatch: pytest.MonkeyPatch, verdicts: Sequence[bool]) -> None:
+    """The trials end as they are told to."""
+    needed = iter([0.1 if verdict else 0.9 for verdict in verdicts])
+    monkeypatch.setattr(trial, "judge", lambda steps, *scores: TrialResult(steps, 1.0, 0.5, 0.5, 0.1, next(needed)))
+
+
+@pytest.fixture
+def finish_case(finish: Callable[..., Finished]) -> Callable[..., Finished]:
+    """Runs one of the cases, with Adam or with what is asked for."""
+
+    def finished(case: str, optimizer: str = "adam", **growth: Any) -> Finished:
+        return finish(**{"memory": optimizer, "when": {"start": 1, "every": 1, "events": 3}, **CASES[case], **growth})
+
+    return finished
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("optimizer", ["adam", "asam over amsbound"])
+def test_one_event_kept_and_those_after_it_undone_are_one_event(
+    finish_case: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch, case: str, optimizer: str
+) -> None:
+    judging(monkeypatch, [True, False, False])
+    tried = finish_case(case, optimizer, trial={"steps": STEPS})
+    plain = finish_case(case, optimizer, when={"start": 1, "every": 1, "events": 1})
+    assert [event.undone is None for event in tried.outcome.events] == [True, False, False]
+    assert differing(tried.everything(), plain.everything()) == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_with_it_undone_events_leave_no_trace(finish_case: Callable[..., Finished], case: str) -> None:
+    tried, later = finish_case(case, trial=HOPELESS), finish_case(case, when={"start": 99, "every": 1})
+    assert [event.undone is None for event in tried.outcome.events] == [False] * 3
+    assert tried.outcome.history.clock == later.outcome.history.clock
+    assert differing(tried.everything(), later.everything()) == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_with_it_kept_events_are_those_of_a_run_without_trials(
+    finish_case: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    judging(monkeypatch, [True] * 3)
+    tried, plain = finish_case(case, trial={"steps": STEPS}), finish_case(case)
+    assert [event.step for event in tried.outcome.events] == [event.step for event in plain.outcome.events]
+    assert differing(tried.everything(), plain.everything()) == []
+
+
+@pytest.mark.parametrize("pays", [False, True])
+def test_flops_that_end_the_run_of_the_grown_model_end_the_trial(
+    finish: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch, pays: bool
+) -> None:
+    epoch = finish(length={"epochs": 1}, when="never").outcome.result
+    batch = 3 * 16 * epoch["flops"]
+    length = {"flops": epoch["train_flops"] + 7 * batch}  # 7 steps more, if nothing grows
+    judging(monkeypatch, [pays])
+    tried = finish(length=length, how_many={"name": "fixed", "units": 12}, trial={"steps": STEPS})
+    (event,) = tried.outcome.events
+    steps = math.ceil(7 * event.flops_before / event.flops_after)
+    assert event.trial is not None and event.trial.steps == steps < STEPS
+    if pays:
+        assert tried.parts.trainer.step == EPOCH + steps
+    else:
+        assert differing(tried.everything(), finish(length=length, when="never").everything()) == []
 
 
 # --- judging
@@ -379,7 +480,7 @@ def test_whatever_ends_a_trial_undoes_the_event(
     tmp_path: Path,
     error: type[BaseException],
 ) -> None:
-    when = {"unit": "steps", "start": EPOCH + 12, "every": 99}  # ends the first stage where the trial ends
+    when = {"unit": "steps", "start": EPOCH + 8, "every": 99}  # ends the first stage where the trial ends
     never = finish(tmp_path / "never", when=when)
     grown_fails(monkeypatch, error())
     with pytest.raises(error):
@@ -387,11 +488,11 @@ def test_whatever_ends_a_trial_undoes_the_event(
     folder = tmp_path / "ended" / "run" / "latest"
     assert lines(folder, "growth") == [] and [line["epoch"] for line in lines(folder, "epoch")] == [1, 2]
     if error is KeyboardInterrupt:
-        assert [line["step"] for line in lines(folder, "interrupted")] == [EPOCH + 12]
+        assert [line["step"] for line in lines(folder, "interrupted")] == [EPOCH + 8]
         models = [growkit.load(tmp_path / "never" / "run" / "latest", 0, seed_model=Net())]
         models.append(growkit.load(folder, 1, seed_model=Net()))
         assert same(*[[*model.parameters(), *model.buffers()] for model in models])
-    assert never.outcome.stages[0].last_step == EPOCH + 12
+    assert never.outcome.stages[0].last_step == EPOCH + 8
 
 
 # --- settings

@@ -16,11 +16,11 @@ Guard = Callable[[Callable[..., None]], Callable[..., None]]
 def commands(guarded: Guard) -> typer.Typer:
     """The group of commands; `guarded` turns growkit's errors into messages and exit codes."""
     group = typer.Typer(
-        help="Measure growkit itself: on how many models growth works, what surgery and steps of optimizers cost.",
+        help="Measure growkit itself: on how many models growth works, what surgery, growth and optimizers cost.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
-    for command in (coverage, surgery, optim):
+    for command in (coverage, surgery, growth, optim):
         group.command()(guarded(command))
     return group
 
@@ -55,6 +55,16 @@ def surgery(
     from growkit.bench.surgery import render, run_surgery
 
     _measured(lambda: run_surgery(rounds), render, out)
+
+
+def growth(
+    out: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Times each quantity is measured.")] = 7,
+) -> None:
+    """Compare growth events by GradMax with training steps and with the plain form, in CPU time of one thread."""
+    from growkit.bench.growth import render_growth, run_growth
+
+    _measured(lambda: run_growth(rounds), render_growth, out)
 
 
 def optim(

@@ -62,7 +62,17 @@ def _small(grower: Arm) -> Config:
     return _with_growth(grower.config, _never(grower.config))
 
 
+def _refuse_depth(grower: Arm, baseline: str, modes: Sequence[str]) -> None:
+    mode = grower.config.growth.mode
+    if mode in modes:
+        raise UserInputError(
+            f"baseline {baseline} is of widths, but {grower.name} has growth.mode {mode}; give it as an arm of your "
+            "own, with the settings of the model that you compare with"
+        )
+
+
 def _big(grower: Arm) -> Config:
+    _refuse_depth(grower, "big", ("depth", "both"))
     full = grower.config.model.full()
     own = "; give it as an arm of your own, with its widths and growth.when: never"
     if full is None:
@@ -76,6 +86,7 @@ def _big(grower: Arm) -> Config:
 
 
 def _random(grower: Arm) -> Config:
+    _refuse_depth(grower, "random", ("depth",))
     growth = grower.config.growth
     kept = {
         key: getattr(growth.initializer, key) for key in ("scale", "norm", "form") if hasattr(growth.initializer, key)
@@ -84,11 +95,12 @@ def _random(grower: Arm) -> Config:
 
 
 def _uniform(grower: Arm) -> Config:
+    _refuse_depth(grower, "uniform", ("depth", "both"))
     return uniform_growth(grower.config, 1.0)  # its factor follows from what the grower ends with
 
 
 def uniform_growth(config: Config, factor: float) -> Config:
-    """Growth of all sites by one factor, at once, after the first step; the seed and the initializer stay."""
+    """Growth of all sites by one factor, at once, after the first step; seed, initializer and what follows stay."""
     growth = config.growth
     return _with_growth(
         config,
@@ -100,6 +112,7 @@ def uniform_growth(config: Config, factor: float) -> Config:
             target=factor,
             sites=growth.sites,
             tolerance=growth.tolerance,
+            optimizer=growth.optimizer,
         ),
     )
 

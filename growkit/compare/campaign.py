@@ -15,7 +15,7 @@ from growkit.compare.measure import Measure
 from growkit.compare.prospect import Foresight, Prospect
 from growkit.compare.runs import Outcome, Run, Runner
 from growkit.config import Config, config_from_overrides
-from growkit.errors import TrainingError
+from growkit.errors import TrainingError, UserInputError
 from growkit.report.console import human
 
 __all__ = ["Campaign", "Choice", "apart", "rate_key"]
@@ -81,10 +81,13 @@ class Campaign:
 
     @cached_property
     def leader(self) -> Arm | None:
-        """The arm that runs before those that wait for it: the first whose growth depends on training."""
+        """The arm that runs before those that wait for it: one whose widths or FLOPs only training tells."""
+        grower = self.grower
+        if grower is not None and self.prospects[grower.name].final_params is None:
+            if any(arm.uniform for arm in self.arms):
+                return grower
         unknown = next((arm for arm in self.arms if self.prospects[arm.name].flops is None), None)
-        sets_width = unknown is self.grower and any(arm.uniform for arm in self.arms)
-        return unknown if self.match == "flops" or sets_width else None
+        return unknown if self.match == "flops" else None
 
     @property
     def anchor(self) -> Arm:
@@ -115,7 +118,7 @@ class Campaign:
         if prospect.flops is None and self.match == "flops" and arm is not self.anchor:
             found.append(
                 "growth depends on training, so its FLOPs cannot be matched in advance; it trains for its own "
-                f"{prospect.steps} steps"
+                f"{prospect.steps} steps; give its length as train.flops"
             )
         if not self._waits(arm):
             steps = self.foresight(self.settings(arm)).steps
@@ -131,7 +134,8 @@ class Campaign:
         config = self.settings(arm)
         prospect = self.foresight(config)
         cost = "" if prospect.flops is None else f", {human(prospect.flops)}FLOPs"
-        return f"{prospect.steps} steps{cost}   ({arm.origin})"
+        most = "" if prospect.knows_steps else "at most "
+        return f"{most}{prospect.steps} steps{cost}   ({arm.origin})"
 
     def tune(self, runner: Runner, grid: Sequence[float], seeds: Sequence[int], measure: Measure) -> dict[str, Choice]:
         """The learning rate of each arm: that of the best mean on the validate split, over seeds of its own.
@@ -172,19 +176,32 @@ class Campaign:
             assert self.grower is not None, "it was derived from an arm that grows"
             planned = self.prospects[self.grower.name].final_params
             config = self.foresight.uniform(config, (led or {})["params"] if planned is None else planned, arm.name)
+        if config.train.flops is not None and self.match == "flops":
+            return config if arm is self.anchor else config_from_overrides({"train.flops": self._flops(led)}, config)
         steps = self._steps(arm, config, led)
         if steps is None or steps == self.foresight(arm.config).steps:
             return config
-        return config_from_overrides({"train.steps": steps}, base=config)
+        length = {"train.steps": steps} | ({} if config.train.flops is None else {"train.flops": None})
+        return config_from_overrides(length, base=config)
 
     def _steps(self, arm: Arm, config: Config, led: Mapping[str, Any] | None) -> int | None:
         """Steps that match the anchor's cost; None where the arm trains for as long as its settings say."""
         if self.match == "none" or arm is self.anchor:
             return None
         anchor = self.prospects[self.anchor.name]
-        if self.match == "steps":
-            return anchor.steps
-        return self.foresight(config).steps_for((led or {})["train_flops"] if anchor.flops is None else anchor.flops)
+        if self.match == "flops":
+            return self.foresight(config).steps_for(self._flops(led))
+        if not anchor.knows_steps:
+            raise UserInputError(
+                f"--match steps needs to know those of {self.anchor.name}, but its growth depends on training and "
+                "train.flops ends it; match flops, or give its length as train.steps"
+            )
+        return anchor.steps
+
+    def _flops(self, led: Mapping[str, Any] | None) -> int:
+        """Training FLOPs of the anchor."""
+        planned = self.prospects[self.anchor.name].flops
+        return (led or {})["train_flops"] if planned is None else planned
 
     def _waits(self, arm: Arm) -> bool:
         return self.leader is not None and arm is not self.leader and (self.match == "flops" or arm.uniform)

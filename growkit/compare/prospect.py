@@ -11,6 +11,7 @@ from growkit.config import Config
 from growkit.data import Data, load_data
 from growkit.errors import UserInputError
 from growkit.growth.plan import resolve_targets
+from growkit.length import first_that
 
 __all__ = ["Foresight", "Prospect"]
 
@@ -29,29 +30,34 @@ class Prospect:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps by the arm's own settings."""
+        """Optimizer steps by the arm's own settings, or the most there can be; see `knows_steps`."""
         return self.parts.clock.total_steps
 
     @property
+    def knows_steps(self) -> bool:
+        """Whether so many it will be: not where train.flops ends a run whose growth depends on training."""
+        return self.parts.clock.flops is None or self.parts.plan is not None
+
+    @property
     def flops(self) -> int | None:
-        """Training FLOPs of those; None where growth depends on training."""
+        """Training FLOPs; None where they depend on training, that is on growth without train.flops."""
         return self.parts.planned_flops
 
     @property
     def final_params(self) -> int | None:
-        """Parameters at the end; likewise."""
+        """Parameters at the end; None where growth depends on training."""
         plan = self.parts.plan
-        return None if plan is None else self.parts.controller.sites.graph.params(plan.final_widths)
+        return None if plan is None else self.parts.controller.costs.params(plan.final_widths)
 
     def steps_for(self, flops: int) -> int | None:
         """The number of steps, at least 1, whose training FLOPs are nearest; likewise."""
-        if self.flops is None:
+        if self.parts.plan is None:
             return None
-        return _nearest(lambda steps: self.parts.flops_for(steps) or 0, flops)
+        return _nearest(lambda steps: self.parts.outlook.flops(steps) or 0, flops)
 
     def events_lost(self, steps: int) -> int:
         """How many of the planned growth events a run of so many steps does not reach."""
-        ours, shorter = self.parts.plan, self.parts.plan_for(steps)
+        ours, shorter = self.parts.plan, self.parts.outlook.plan(steps)
         return 0 if ours is None or shorter is None else max(0, len(ours.events) - len(shorter.events))
 
     def factor_for(self, params: int) -> float:
@@ -89,12 +95,8 @@ def _first_factor(holds: Callable[[float], bool]) -> float:
 
 def _nearest(cost: Callable[[int], int], wanted: int) -> int:
     """The whole number from 1 on whose cost, which rises, is nearest to what is wanted."""
-    low, high = 1, 1
-    while cost(high) < wanted:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if cost(middle) >= wanted else (middle, high)
+    high = first_that(lambda number: cost(number) >= wanted)
+    low = max(1, high - 1)
     return low if wanted - cost(low) < cost(high) - wanted else high
 
 

@@ -155,7 +155,7 @@ def _unknown_key(spot: Spot, draft: Draft) -> str:
     nearest = _nearest(key, own)
     elsewhere = _nearest_homes(key, spot.path[:-1])
     if not nearest and not elsewhere:
-        elsewhere = _nearest_homes(_nearest(key, list(homes())) or key, spot.path[:-1])
+        elsewhere = _nearest_homes(_nearest(key, list(homes()), cutoff=0.65) or key, spot.path[:-1])
     whose = f" of {member_name(owner)}" if spot.family else ""
     meant = [f"'{nearest}'"] * bool(nearest) + elsewhere
     if meant:
@@ -180,8 +180,9 @@ def _nearest_homes(key: str, section: Path) -> list[str]:
     return list(below or known)[:3]
 
 
-def _nearest(word: str, choices: Sequence[str]) -> str | None:
-    return next(iter(get_close_matches(word.lower(), choices, n=1, cutoff=0.6)), None)
+def _nearest(word: str, choices: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """The choice most like a word; of very many, some are a little like any word, so that asks for a higher cutoff."""
+    return next(iter(get_close_matches(word.lower(), choices, n=1, cutoff=cutoff)), None)
 
 
 def _did_you_mean(value: Any, choices: Sequence[str]) -> str:

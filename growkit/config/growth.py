@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from growkit.config.after_growth import AfterGrowthSettings
 from growkit.config.base import BY_NAME, Settings, named
+from growkit.config.depth import DepthSettings, Mode, misfit
 from growkit.config.policies import (
     AllSitesSettings,
     AnyAllocator,
@@ -25,12 +27,14 @@ from growkit.config.policies import (
 )
 
 __all__ = [
+    "AfterGrowthSettings",
     "AllSitesSettings",
     "AnyAllocator",
     "AnyInitializer",
     "AnySelector",
     "AnyTrigger",
     "BudgetSettings",
+    "DepthSettings",
     "FireflySettings",
     "FixedSettings",
     "FractionOfSeedSettings",
@@ -262,6 +266,8 @@ Multiple = Annotated[float, AfterValidator(_is_multiple), Field(json_schema_extr
 class GrowthSettings(Settings):
     """The four questions, and the limits.
 
+    mode: what grows: the width of sites, the depth of places, or both (each event widens sites or deepens places, never
+    both at once). depth: how it grows in depth, for the last two.
     policy: `auto` needs no answer but a budget (params, flops, latency_ms or accuracy), and fills in what is not given:
     when: progress_guard around spread, where: all, how_many: marginal_gain, initializer: gradmax_inverse, target: null.
     when: the trigger. where: the sites of an event. how_many: units a site gets. initializer: how they start.
@@ -273,8 +279,10 @@ class GrowthSettings(Settings):
     tolerance: largest relative change of the outputs (fp32) that an event may cause; under initializers that change the
     function by design (firefly, splitting, tiny) the change with silent new units, before those are given their values.
     trial: whether an event is first tried for some steps, and undone where it does not pay; null lets all stand.
+    optimizer: what becomes of the optimizer after an event.
     """
 
+    mode: Mode = "width"
     policy: Literal["auto"] | None = None
     when: AnyTrigger = PeriodicSettings()
     where: AnySelector = AllSitesSettings()
@@ -283,9 +291,11 @@ class GrowthSettings(Settings):
     fallback: AnyInitializer | None = None
     target: Multiple | dict[str, Annotated[int, Field(ge=1)]] | None = 4.0
     sites: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("*",)
+    depth: DepthSettings = DepthSettings()
     budget: BudgetSettings = BudgetSettings()
     tolerance: Positive = 1e-5
     trial: TrialSettings | None = None
+    optimizer: AfterGrowthSettings = AfterGrowthSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -307,6 +317,12 @@ class GrowthSettings(Settings):
             "target": None,
         }
         return {**chosen, **values}
+
+    @model_validator(mode="after")
+    def _settings_fit_the_mode(self) -> Self:
+        if (problem := misfit(self)) is not None:
+            raise ValueError(problem)
+        return self
 
     @model_validator(mode="after")
     def _pace_has_a_budget_and_an_end(self) -> Self:

@@ -276,12 +276,11 @@ class BudgetPacedSettings(AllocatorSettings):
 class MarginalGainSettings(AllocatorSettings):
     """Each event goes unit by unit to the site whose next unit promises most for its cost, as far as the pace goes.
 
-    The promise of unit i of a site is its i-th squared singular value times the squared norm of a new slice; only those
-    above the noise floor count, so that a site gets no more units than there are directions to serve, and an event may
-    stop short of its pace. of: what a unit costs, and which budget is kept pace with. factor: the floor, as a multiple
-    of the largest squared singular value that chance gives. events: over how many events the budget is spread; null
-    takes the number that growth.when plans. ratio: where there is no such budget, an event makes the model this many
-    times as dear.
+    The promise of the first unit that serves a singular direction is its squared singular value times the squared norm
+    of a new slice; further ones promise a half, a third, ... of it. Only directions above the noise floor count. of:
+    what a unit costs, and which budget is kept pace with. factor: the floor, as a multiple of the largest squared
+    singular value that chance gives. events: over how many events the budget is spread; null takes the number that
+    growth.when plans. ratio: where there is no such budget, an event makes the model this many times as dear.
     """
 
     name: Literal["marginal_gain"] = "marginal_gain"
@@ -335,7 +334,8 @@ class TrialSettings(Settings):
     Both train for so many steps on the same batches, then their losses on the validate split are compared sample by
     sample. The event stands if the grown model's is lower by more than margin * loss + sigmas * standard error, and the
     run goes on with that model; else it is undone, and the run goes on with the other one, as if it had never grown.
-    Nothing is trained twice; what the losing model cost counts as growth. No event begins when fewer steps are left.
+    Nothing is trained twice; what the losing model cost counts as growth. No event begins when fewer steps are left;
+    where train.flops ends the run of the grown model earlier, that ends the trial.
     steps: of the trial; null is one epoch. margin: a share of the loss of the model that did not grow. sigmas: how many
     standard errors of the difference. attempts: a site is given up after so many events in a row that were undone; null
     is never: it may be tried again at the next event.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from growkit.config.base import Seed, Settings
 from growkit.config.data import AnyData, DigitsSettings
@@ -57,3 +57,12 @@ class Config(Settings):
     train: TrainSettings = TrainSettings()
     growth: GrowthSettings = GrowthSettings()
     control: Literal["none", "seed", "full"] = "none"
+
+    @model_validator(mode="after")
+    def _one_limit_of_training(self) -> Self:
+        if self.train.flops is not None and self.growth.budget.train_flops is not None:
+            raise ValueError(
+                f"growth.budget.train_flops bounds what a run of given length costs, but train.flops "
+                f"{self.train.flops:,} ends it; leave one of them out"
+            )
+        return self

@@ -23,6 +23,7 @@ __all__ = [
     "ConstantSettings",
     "CosineSettings",
     "CrossEntropySettings",
+    "FallingSettings",
     "FocalSettings",
     "HuberSettings",
     "LinearRadius",
@@ -199,7 +200,19 @@ class ConstantSettings(ScheduleSettings):
     name: Literal["constant"] = "constant"
 
 
-class CosineSettings(ScheduleSettings):
+class FallingSettings(ScheduleSettings):
+    """Schedules that run over the whole run.
+
+    progress: what of the run counts as done: its steps, or the training FLOPs of all that it will spend, so that a rate
+    falls by what was paid. flops needs train.flops, or a growth plan that is known in advance; then the FLOPs of that
+    plan count, and where sites are given up on the way the schedule ends before its end. null is what ends the run:
+    flops with train.flops, else steps.
+    """
+
+    progress: Literal["steps", "flops"] | None = None
+
+
+class CosineSettings(FallingSettings):
     """Half a cosine over the whole run (Loshchilov and Hutter, 2017).
 
     final: the share of the learning rate that is left at the end.
@@ -209,7 +222,7 @@ class CosineSettings(ScheduleSettings):
     final: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
 
-class StepSettings(ScheduleSettings):
+class StepSettings(FallingSettings):
     """The learning rate falls at each milestone.
 
     milestones: shares of the whole run. factor: what the rate is multiplied by.
@@ -296,17 +309,25 @@ AnyLoss = Annotated[
 ]
 
 
+def _whole(count: object) -> object:
+    """Let 1e12 stand for an integer."""
+    return int(count) if isinstance(count, float) and count.is_integer() else count
+
+
 class TrainSettings(Settings):
     """How a stage trains.
 
     epochs: of the whole run, all stages together. steps: of the optimizer in the whole run, in place of epochs; null
-    trains for epochs. loss: what is minimised, and reported as the loss. label_smoothing:
+    trains for epochs. flops: training FLOPs of the whole run, likewise: it ends with the first step by which all steps
+    have spent them (3 x forward for each pass; evaluation and growth events are not counted), and schedules run over
+    their share. loss: what is minimised, and reported as the loss. label_smoothing:
     share of each target that is spread over all classes, in training alone. precision: auto is bf16 and channels-last
     where the device has native bf16, else fp32. device: auto is cuda where there is one, else cpu.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 30
     steps: Annotated[int, Field(ge=1)] | None = None
+    flops: Annotated[int, BeforeValidator(_whole), Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 128
     optimizer: AnyOptimizer = SGDSettings()
     schedule: AnySchedule = CosineSettings()
@@ -321,5 +342,21 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"label_smoothing goes with loss: cross_entropy, got {self.label_smoothing:g} with {self.loss.name}; "
                 "set it to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _flops_alone_end_the_run(self) -> TrainSettings:
+        if self.flops is None:
+            return self
+        if self.steps is not None:
+            raise ValueError(f"either steps or flops ends the run, got steps {self.steps} and flops {self.flops}")
+        if getattr(self.schedule, "progress", None) == "steps":
+            raise ValueError("schedule.progress must be flops where flops ends the run, for its steps are not known")
+        radius = getattr(self.optimizer, "schedule", None)
+        if isinstance(radius, LinearRadius):
+            raise ValueError(
+                f"optimizer.schedule {radius.name} falls over the steps of the run, which are not known where flops "
+                "ends it; take constant or lr"
             )
         return self

@@ -13,6 +13,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from growkit.formulas import FORMULAS
 from growkit.graph.depth_place import DepthPlace, PlaceRefusal, Places, Structure, structure_of
 from growkit.graph.residual import NoPlace, calls_of, is_idempotent, nodes_of, read_block
 from growkit.graph.tracing import Example, Trace, arguments_of, location_of, trace_both_modes
@@ -256,7 +257,7 @@ def _flops(trace: Trace, nodes: Sequence[Node]) -> int:
     mode = detect_fake_mode([value for value in values if isinstance(value, Tensor)])
     if mode is None:
         return 0
-    with mode, FlopCounterMode(display=False) as counter:
+    with mode, FlopCounterMode(display=False, custom_mapping=dict(FORMULAS)) as counter:
         for node in nodes:
             args, kwargs = tree_map_only(Node, lambda one: one.meta.get("val"), (node.args, dict(node.kwargs)))
             if hasattr(node.target, "_schema"):

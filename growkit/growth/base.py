@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "GrowthRecord",
     "History",
     "Initializer",
+    "Later",
     "Nothing",
     "Prospect",
     "Prospects",
@@ -40,10 +42,13 @@ __all__ = [
 class SiteState:
     """What selectors and allocators know of a site: its width at the start, now, and at most.
 
+    A place that may become deeper is one too: its width is its depth, the number of its blocks, which are its units.
+
     Attributes:
-        name: of the site.
+        name: of the site; of a place `depth/NAME`.
         seed_width, width, target: at the start, now, and at most.
         by_copies: whether it grows by whole copies of all its units only; its target is a multiple of its width then.
+        is_place: whether it is a place.
     """
 
     name: str
@@ -51,6 +56,7 @@ class SiteState:
     width: int
     target: int
     by_copies: bool = False
+    is_place: bool = False
 
     @property
     def room(self) -> int:
@@ -84,6 +90,8 @@ class Prospect:
         standard_error: of gains[0] over the batches.
         params_per_unit, flops_per_unit: what one more unit costs; FLOPs forward per sample.
         norm: that a new slice gets by the initializer's rule.
+        is_place: whether it is that of a place, whose unit is a block: it has one gain, which is no spectrum, and norm
+            1, for what a block adds to the squared gradient norm is measured at the weights that it gets.
     """
 
     gains: tuple[float, ...]
@@ -92,6 +100,7 @@ class Prospect:
     params_per_unit: int
     flops_per_unit: int
     norm: float
+    is_place: bool = False
 
     @property
     def largest(self) -> float:
@@ -140,7 +149,7 @@ class Nothing:
 
 @dataclass(frozen=True)
 class GrowthDecision:
-    """Widen `site` by `num_new` units, because `reason`; `scores` are the numbers that decided."""
+    """Widen `site` by `num_new` units (a place: by blocks), for `reason`; `scores` are the numbers that decided."""
 
     site: str
     num_new: int
@@ -227,6 +236,31 @@ class Allocator(ABC):
         """
 
 
+class Later(Mapping[tuple[str, int], Tensor]):
+    """New slices that are chosen when the first of them is asked for, so that sites can be measured together.
+
+    Args:
+        choose: gives them, while the model is as it was when the initializer was asked.
+        places: (tensor name, dimension) of each.
+    """
+
+    def __init__(self, choose: Callable[[], Mapping[tuple[str, int], Tensor]], places: Iterable[tuple[str, int]]):
+        self._choose, self._places = choose, tuple(places)
+
+    @cached_property
+    def _chosen(self) -> Mapping[tuple[str, int], Tensor]:
+        return self._choose()
+
+    def __getitem__(self, place: tuple[str, int]) -> Tensor:
+        return self._chosen[place]
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 @dataclass(frozen=True)
 class Extended:
     """An initializer's answer for one site.
@@ -248,6 +282,10 @@ class Extended:
     reason: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     rewrites: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def chosen(self) -> Extended:
+        """With the slices that were left for `Later` chosen; for when all sites of an event have answered."""
+        return replace(self, values=dict(self.values))
 
     def silenced(self, site: GrowthSite, num_new: int) -> Extended:
         """What keeps the function at `site`, as it is before the event: no rewrites, and zeros where it needs them."""

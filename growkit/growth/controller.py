@@ -13,19 +13,30 @@ from torch import Tensor, nn
 from growkit.config.growth import GrowthSettings
 from growkit.cost import LATENCY_CALLS, Flops, count_flops, count_params, measure_latency
 from growkit.device import ComputePolicy
-from growkit.errors import GrowthRefused, GrowthWaits, SurgeryError, UserInputError
+from growkit.errors import GrowthRefused, GrowthWaits, SurgeryError
 from growkit.graph import GrowthSite, Refusal, Sites
-from growkit.growth.base import Clock, GrowthDecision, GrowthRecord, History, Initializer, Nothing, Prospects
+from growkit.growth.base import (
+    Clock,
+    GrowthDecision,
+    GrowthRecord,
+    History,
+    Initializer,
+    Nothing,
+    Prospects,
+)
 from growkit.growth.candidates import Candidates
+from growkit.growth.costs import Costs
 from growkit.growth.decider import Decider
-from growkit.growth.event import GrowthEvent, describe_refusals
+from growkit.growth.deepening import Deepening
+from growkit.growth.depths import Depths, key_of
+from growkit.growth.event import GrowthEvent
+from growkit.growth.ground import Ground
 from growkit.growth.initializers import build_initializer
-from growkit.growth.limits import Limits
 from growkit.growth.operation import Look, Operation, Order, describe_growth, look_at
 from growkit.growth.plan import GrowthPlan, plan_growth
 from growkit.growth.policy import Policy
 from growkit.growth.statistics import Loss, Measurement
-from growkit.surgery import EditRecord, Inputs, function_change, new_entries, untouched
+from growkit.surgery import Inputs, Observation, Record, function_change, new_entries, untouched
 
 __all__ = ["GrowthController"]
 
@@ -36,7 +47,7 @@ class GrowthController:
 
     Attributes:
         model: grown in place.
-        sites: its graph.
+        sites: its graph; another one after the model became deeper.
         settings: the policy.
         loss: data loss of (outputs, targets).
         compute: device and precision of the run.
@@ -51,20 +62,33 @@ class GrowthController:
     loss: Loss
     compute: ComputePolicy
     generator: torch.Generator
-    edits: list[EditRecord] = field(default_factory=list)
+    edits: list[Record] = field(default_factory=list)
     measure: Callable[[], Prospects] | None = None
 
     def __post_init__(self) -> None:
         self.policy = Policy.build(self.settings, self.generator.initial_seed())
-        graph = self.sites.graph
-        limits = Limits(self.settings.budget, graph.params, graph.flops, self.settings.trial)
-        self._decider = Decider(self.policy, limits)
+        self.ground = Ground.of(self.model, self.sites, self.settings, self.generator.initial_seed())
+        self._decider = Decider(self.policy, self.ground.limits)
         self.initializer = build_initializer(self.settings.initializer)
         self.fallback = None if self.settings.fallback is None else build_initializer(self.settings.fallback)
-        self.candidates = Candidates.of(self.sites, self.settings)
         self.counted = Flops(self.sites.graph.flops(), ())  # of the seed, per sample
         self._watched: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
-        self._before: _Before | None = None  # the last event
+        self._before: _Before | None = None  # the last event, or the one under way
+
+    @property
+    def candidates(self) -> Candidates:
+        """The sites that may grow, and the others."""
+        return self.ground.candidates
+
+    @property
+    def depths(self) -> Depths:
+        """The places that may become deeper, and the others."""
+        return self.ground.depths
+
+    @property
+    def costs(self) -> Costs:
+        """Of the model at other sizes."""
+        return self.ground.costs
 
     @property
     def tracked(self) -> list[GrowthSite]:
@@ -84,42 +108,37 @@ class GrowthController:
     def prepare(self, inputs: Inputs) -> None:
         """Give up sites that are frozen, that no initializer serves, or that on trial on a copy cannot grow safely.
 
+        Places where one more block cannot stand are given up likewise.
+
         Args:
             inputs: an example batch of at least 2 samples.
 
         Raises:
-            UserInputError: no site is left although growth is wanted.
+            UserInputError: no site or no place is left although growth of that kind is wanted.
         """
         self.counted = count_flops(self.model, inputs.args[0])
-        graph, beyond = self.sites.graph, self.flops_beyond_graph
-        self._decider.limits = replace(self._decider.limits, flops=lambda widths: graph.flops(widths) + beyond)
-        self.candidates.give_up_untrainable(self.model)
-        self.candidates.give_up_unserved(self._servers)
-        self.candidates.try_out(self.model, inputs, self.sites, self.settings)
-        if self.settings.target is None:
-            self.candidates.let_budget_bound(self._decider.limits)
-        if not self.tracked and self.settings.when.name != "never":
-            raise UserInputError(
-                f"growth needs at least one site that can grow, got none\n{describe_refusals(self.refusals)}"
-            )
+        self._stand_on(self.ground.tried(self.model, inputs, self.counted, self._servers))
 
     @property
     def flops_beyond_graph(self) -> int:
-        """FLOPs per sample of the seed that the graph has no formula for, taken as constant; may be negative."""
-        return self.counted.total - self.sites.graph.flops({site.name: site.seed_width for site in self.sites})
+        """FLOPs per sample that the graph has no formula for, taken as constant; may be negative."""
+        return self.costs.beyond_graph
 
     def plan(self, clock: Clock) -> GrowthPlan | None:
-        """The events to come, if the trigger knows them in advance, and they will stand."""
-        if self.settings.trial is not None:
+        """The events to come, if the policy knows them in advance, and they will stand.
+
+        None in mode "both": which sites a new block brings, and what they cost, is known when it stands.
+        """
+        if self.settings.trial is not None or (self.settings.mode == "both" and self.settings.when.name != "never"):
             return None
-        return plan_growth(self.policy, self.candidates.states(), clock, self._decider.limits)
+        return plan_growth(self.policy, self.ground.states, clock, self._decider.limits)
 
     def due(self, history: History) -> bool:
         """Whether to grow now: the trigger fires, and a site has room within the budget.
 
         Asked again at the same step it gives the same answer; `history.ended` says once nothing will grow any more.
         """
-        return self._decider.due(self.candidates.states(), history, self.measure)
+        return self._decider.due(self.ground.states, history, self.measure)
 
     def take_notes(self) -> list[Nothing]:
         """Why nothing grew although it was time, since this was last asked."""
@@ -138,7 +157,7 @@ class GrowthController:
             return measure_latency(lambda: self.model(batch), self.compute.device)
 
     def grow(self, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, history: History) -> GrowthEvent:
-        """One growth event, in place: model and optimizer state widen, and the function stays.
+        """One growth event, in place: model and optimizer state widen, or blocks are inserted; the function stays.
 
         Where an initializer changes the function by design, it stays with silent new units; they are given their values
         after that was verified, and the event says so. Optimizer state of rewritten entries stays as it is.
@@ -163,7 +182,7 @@ class GrowthController:
                 event = self._judged(self._grow(optimizer, inputs, targets, history), inputs)
         except _Undone as undone:
             event = undone.event
-            self.candidates.give_up(event.refused)
+            self.give_up(event.refused)
         return replace(event, cpu_seconds=time.process_time() - started)
 
     def _judged(self, event: GrowthEvent, inputs: Inputs) -> GrowthEvent:
@@ -182,19 +201,47 @@ class GrowthController:
             return event
         reason = f"a forward pass took {latency:.3g} ms, more than growth.budget.latency_ms {limit:g}"
         given_up = [Refusal(g.site, g.old_width, f"at width {g.new_width} {reason}", None) for g in event.grown]
+        given_up += [
+            Refusal(key_of(g.place), g.old_depth, f"with {g.new_depth} blocks {reason}", None) for g in event.deepened
+        ]
         raise _Undone(replace(event, undone=reason, refused=(*event.refused, *given_up)))
 
     def _grow(self, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, history: History) -> GrowthEvent:
-        decisions = self._decider.decisions(self.candidates.states(), history, self.measure)
-        chosen = tuple(self.sites[decision.site] for decision in decisions)
-        measurement = Measurement(self.model, self.loss, inputs, targets, chosen)
-        orders, waiting = self._orders(decisions, measurement)
-        before, params, flops = self._look(inputs, targets), count_params(self.model), self._flops(inputs)
-        event = GrowthEvent(
-            step=history.step,
+        decisions = self._decider.decisions(self.ground.states, history, self.measure)
+        before, flops = self._look(inputs, targets), self._flops(inputs)
+        event = self._nothing_yet(history.step, decisions, before, flops, len(targets))
+        act = self._deepen if decisions[0].site in self.depths else self._widen
+        event = act(event, optimizer, inputs, targets, before)
+        after, grown_flops = self._look(inputs, targets, self._operation.seen), self._flops(inputs)
+        change = function_change(before.observation, after.observation)
+        if change.worst == float("inf"):  # checked with silent units only, where the change is by design
+            raise SurgeryError("the growth event was rolled back, for its new units make outputs that are not finite")
+        grown = {g.site: (g.old_width, g.new_width) for g in event.grown}
+        grown |= {key_of(g.place): (g.old_depth, g.new_depth) for g in event.deepened}
+        history.growths.append(GrowthRecord(history.step, grown, None if self.settings.mode == "width" else flops))
+        if self.settings.mode != "width":
+            deeper = bool(event.deepened)
+            ground = self.ground.found_again(self.model, self.edits, self._servers, deeper=deeper)
+            self._stand_on(ground.costing(count_flops(self.model, inputs.args[0])))
+        return replace(
+            event,
+            change=change,
+            change_at_precision=after.rounded_change(before),
+            loss_after=after.loss,
+            params_after=count_params(self.model),
+            flops_after=grown_flops,
+            flops_spent=event.flops_spent + len(targets) * after.forwards * grown_flops,
+        )
+
+    def _nothing_yet(
+        self, step: int, decisions: Sequence[GrowthDecision], before: Look, flops: int, samples: int
+    ) -> GrowthEvent:
+        """The event as it begins."""
+        params = count_params(self.model)
+        return GrowthEvent(
+            step=step,
             grown=(),
             refused=(),
-            waiting=tuple(waiting),
             change=function_change(before.observation, before.observation),
             change_at_precision=before.rounded_change(before),
             loss_before=before.loss,
@@ -203,58 +250,85 @@ class GrowthController:
             params_after=params,
             flops_before=flops,
             flops_after=flops,
-            flops_spent=round(len(targets) * (measurement.forwards + before.forwards) * flops),
+            flops_spent=round(samples * before.forwards * flops),
             cpu_seconds=0.0,
             decisions=tuple(decisions),
         )
+
+    def _widen(
+        self, event: GrowthEvent, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, before: Look
+    ) -> GrowthEvent:
+        """The sites of the decisions, wider."""
+        chosen = tuple(self.sites[decision.site] for decision in event.decisions)
+        measurement = Measurement(self.model, self.loss, inputs, targets, chosen)
+        orders, waiting = self._orders(event.decisions, measurement)
+        spent = event.flops_spent + round(len(targets) * measurement.forwards * event.flops_before)
+        event = replace(event, waiting=tuple(waiting), flops_spent=spent)
         if not orders:
             raise _Undone(replace(event, undone="no site could grow on this batch"))
-        assert self._before is not None, "an event is under way"
-        operation = self._before.operation
-        edit, refused = operation.perform(orders, optimizer, inputs, before, flops)
-        self.candidates.give_up(refused)
-        after, grown_flops, by_site = self._look(inputs, targets), self._flops(inputs), {o.site.name: o for o in orders}
-        change = function_change(before.observation, after.observation)
-        if change.worst == float("inf"):  # checked with silent units only, where the change is by design
-            raise SurgeryError("the growth event was rolled back, for its new units make outputs that are not finite")
+        operation, by_site = self._operation, {order.site.name: order for order in orders}
+        edit, refused = operation.perform(orders, optimizer, inputs, before, event.flops_before)
+        self.ground = self.ground.without(refused)
         self._watched = new_entries(self.model, edit)
         self.edits += edit.records
-        grown = {record.site: (record.old_width, record.new_width) for record in edit.records}
-        history.growths.append(GrowthRecord(history.step, grown))
-        looking = operation.flops_verifying + after.forwards * grown_flops
         return replace(
             event,
             grown=tuple(describe_growth(record, by_site[record.site]) for record in edit.records),
             refused=tuple(refused),
-            change=change,
-            change_at_precision=after.rounded_change(before),
-            loss_after=after.loss,
-            params_after=count_params(self.model),
-            flops_after=grown_flops,
-            flops_spent=event.flops_spent + len(targets) * looking,
+            flops_spent=event.flops_spent + len(targets) * operation.flops_verifying,
         )
 
-    def take_back(self, history: History) -> None:
+    def take_back(self, history: History) -> GrowthRecord:
         """Undo the last event, in place: model, optimizer state, sites, records and `history` as they were before it.
 
         Tensors that it has changed get the values from before it, whatever was trained since; all others keep theirs.
+
+        Returns:
+            What the history held of it.
         """
         assert self._before is not None, "there must have been an event"
-        self._restore(self._before, history)
-        self._before = None
+        record, before, self._before = history.growths[-1], self._before, None
+        self._restore(before, history)
+        return record
+
+    def give_up(self, refusals: Sequence[Refusal]) -> None:
+        """Never again grow the sites and places that the refusals name."""
+        self.ground = self.ground.without(refusals)
+
+    def _deepen(
+        self, event: GrowthEvent, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, before: Look
+    ) -> GrowthEvent:
+        """The places of the decisions, deeper."""
+        orders = [self.depths.order(decision.site, decision.num_new) for decision in event.decisions]
+        refused = self._deepening.perform(orders, optimizer, inputs, before.observation)
+        self.ground = self.ground.without(refused)
+        self._watched = {
+            place: [(one, torch.ones_like(one)) for one in new if one.requires_grad]
+            for place, new in self._deepening.new_parameters().items()
+        }
+        self.edits += self._deepening.records
+        deepened = self._deepening.growths()
+        depths = self.depths.deeper({growth.place: growth.new_depth for growth in deepened})
+        self.ground = replace(self.ground, depths=depths)
+        spent = len(targets) * self._deepening.passes * event.flops_before
+        return replace(event, deepened=deepened, refused=tuple(refused), flops_spent=event.flops_spent + spent)
+
+    def _stand_on(self, ground: Ground) -> None:
+        self.ground, self.sites, self._decider.limits = ground, ground.sites, ground.limits
 
     @contextmanager
     def _all_or_nothing(self, history: History) -> Iterator[None]:
         """Put back all that an event changes if it does not come to its end, whatever stopped it."""
         before = self._before = _Before(
-            Operation(self.model, self.sites, self.compute, self.settings.tolerance),
+            self._new_operation(),
+            self._new_deepening(),
             [(site, site.width) for site in self.sites],
-            self.candidates,
+            self.ground,
             self._watched,
             len(self.edits),
             len(history.growths),
         )
-        self.candidates = replace(self.candidates, refusals=list(self.candidates.refusals))
+        self.ground = self.ground.copied()
         try:
             yield
         except BaseException:
@@ -262,11 +336,32 @@ class GrowthController:
             raise
 
     def _restore(self, before: _Before, history: History) -> None:
+        before.deepening.take_back()
         before.operation.take_back()
         for site, width in before.widths:  # copies that were measured share the sites
             site.resize(width)
         del self.edits[before.edits :], history.growths[before.growths :]
-        self.candidates, self._watched = before.candidates, before.watched
+        self._watched = before.watched
+        self._stand_on(before.ground)
+
+    @property
+    def _operation(self) -> Operation:
+        return self._under_way.operation
+
+    @property
+    def _deepening(self) -> Deepening:
+        return self._under_way.deepening
+
+    @property
+    def _under_way(self) -> _Before:
+        assert self._before is not None, "an event is under way"
+        return self._before
+
+    def _new_operation(self) -> Operation:
+        return Operation(self.model, self.sites, self.compute, self.settings.tolerance)
+
+    def _new_deepening(self) -> Deepening:
+        return Deepening(self.model, self.compute, self.settings.tolerance)
 
     def first_step_gradients(self) -> dict[str, float]:
         """Gradient norm of each freshly grown site's new entries; asked after the first backward pass, then empty."""
@@ -299,7 +394,7 @@ class GrowthController:
                 orders.append(self._order(site, decision.num_new, measurement))
             except GrowthWaits as reason:
                 waiting.append(Refusal(site.name, site.width, str(reason), site.location))
-        return orders, waiting
+        return [replace(order, extended=order.extended.chosen()) for order in orders], waiting
 
     def _order(self, site: GrowthSite, num_new: int, measurement: Measurement) -> Order:
         first, *others = [server for server in self._servers if server.refuses(site) is None]
@@ -311,17 +406,18 @@ class GrowthController:
             extended = others[0].extend(site, num_new, measurement, self.generator)
             return Order(site, num_new, others[0], replace(extended, reason=f"fallback, for {refused}"))
 
-    def _look(self, inputs: Inputs, targets: Tensor) -> Look:
-        return look_at(self.model, self.loss, self.compute, inputs, targets)
+    def _look(self, inputs: Inputs, targets: Tensor, seen: Observation | None = None) -> Look:
+        return look_at(self.model, self.loss, self.compute, inputs, targets, seen)
 
 
 @dataclass(frozen=True)
 class _Before:
-    """All that an event changes, as it was before; `operation` knows of the model and the optimizer."""
+    """All that an event changes, as it was before; `operation` and `deepening` know of model and optimizer."""
 
     operation: Operation
+    deepening: Deepening
     widths: list[tuple[GrowthSite, int]]
-    candidates: Candidates
+    ground: Ground
     watched: dict[str, list[tuple[nn.Parameter, Tensor]]]
     edits: int
     growths: int

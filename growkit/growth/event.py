@@ -10,7 +10,7 @@ from growkit.graph import Refusal
 from growkit.growth.base import GrowthDecision
 from growkit.surgery import FunctionChange
 
-__all__ = ["GrowthEvent", "SiteGrowth", "TrialResult", "describe_refusals"]
+__all__ = ["GrowthEvent", "PlaceGrowth", "SiteGrowth", "TrialResult", "describe_refusals"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,30 @@ class SiteGrowth:
     reason: str
     facts: Mapping[str, Any]
     preserves: bool = True
+
+
+@dataclass(frozen=True)
+class PlaceGrowth:
+    """What one event did at one place: blocks inserted without changing the function.
+
+    Attributes:
+        place: the block of the seed behind which they stand.
+        kind: "residual block" or "layer".
+        old_depth, new_depth: blocks at the place, that of the seed included.
+        modules: the new blocks, by their names in the model after the event.
+        params: parameters they brought.
+        zeroed: the parameters that began at zero, by their name inside a block; none of an identity layer.
+        seeds: of the weights of each block.
+    """
+
+    place: str
+    kind: str
+    old_depth: int
+    new_depth: int
+    modules: tuple[str, ...]
+    params: int
+    zeroed: tuple[str, ...]
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -80,6 +104,7 @@ class GrowthEvent:
     Attributes:
         step: after how many optimizer steps.
         grown: per site what happened.
+        deepened: per place what happened; an event widens sites or deepens places, never both.
         refused: sites given up at this event, with the reason.
         waiting: sites that were to grow and could not, for what this batch shows; they may at a later event.
         change: relative change of the outputs in fp32, eval and train mode; above `growth.tolerance` only where a site
@@ -113,10 +138,13 @@ class GrowthEvent:
     undone: str | None = None
     waiting: tuple[Refusal, ...] = ()
     trial: TrialResult | None = None
+    deepened: tuple[PlaceGrowth, ...] = ()
 
 
 def describe_refusals(refusals: Sequence[Refusal]) -> str:
     """One line per refused width: name, width, reason, where."""
     return "\n".join(
-        f"  {r.name} (width {r.width}): {r.reason}" + (f", at {r.location}" if r.location else "") for r in refusals
+        f"  {r.name} ({'depth' if r.name.startswith('depth/') else 'width'} {r.width}): {r.reason}"
+        + (f", at {r.location}" if r.location else "")
+        for r in refusals
     )

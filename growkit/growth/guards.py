@@ -67,7 +67,7 @@ class OverfitGuard(_Guard):
         ]:
             return (
                 f"base never fires after the first {self.settings.window} epochs, and before them overfit_guard does "
-                "not; raise train.epochs or base.events, or lower window or base.start"
+                f"not; raise {clock.setting} or base.events, or lower window or base.start"
             )
         return too_late(clock, self.settings.window, "window") or self.base.refuses(clock, validates)
 

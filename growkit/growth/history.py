@@ -17,13 +17,27 @@ HISTORY_VERSION = 1
 class Clock:
     """The length of a run: optimizer steps per epoch, and in all; and what a step costs.
 
-    forwards_per_step: forward passes of one sample that an optimizer step costs in the mean, a backward pass counted as
-    two; 0 where nobody asks for training FLOPs.
+    total_steps: where `flops` ends the run, those that its plan makes of them; where growth depends on training, those
+    that there will be if nothing grows any more: the most there can be, and fewer after every event. forwards_per_step:
+    forward passes of one sample that an optimizer step costs in the mean, a backward pass counted as two; 0 where
+    nobody asks for training FLOPs. flops: training FLOPs that end the run; None where the steps do.
     """
 
     steps_per_epoch: int
     total_steps: int
     forwards_per_step: float = 0.0
+    flops: int | None = None
+
+    @property
+    def setting(self) -> str:
+        """What a user would raise for a longer run."""
+        return "train.epochs" if self.flops is None else "train.flops"
+
+    @property
+    def epochs(self) -> str:
+        """How many epochs there are, in words."""
+        count = -(-self.total_steps // self.steps_per_epoch)
+        return f"{count}" if self.flops is None else f"at most {count}"
 
 
 @dataclass(frozen=True)
@@ -31,7 +45,8 @@ class EpochRecord:
     """What one epoch gave. Losses in nats or squared units, accuracies in 0..1 (None for regression), FLOPs as 2 x MAC.
 
     validate_* are None where the validate split is empty. flops: forward per sample. train_flops: spent so far.
-    *_metrics: what the task knows besides, such as perplexity (growkit.metrics.Evaluation).
+    *_metrics: what the task knows besides, such as perplexity (growkit.metrics.Evaluation). depths: number of blocks at
+    every place that may become deeper.
     """
 
     step: int
@@ -48,23 +63,31 @@ class EpochRecord:
     wall_seconds: float
     train_metrics: Mapping[str, float] = field(default_factory=dict)
     validate_metrics: Mapping[str, float] = field(default_factory=dict)
+    depths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class GrowthRecord:
-    """One growth event: after which optimizer step, and each grown site's old and new width."""
+    """One growth event: after which optimizer step, and each grown site's old and new width.
+
+    A place that became deeper stands among the sites as `depth/NAME`, with its numbers of blocks. flops: forward per
+    sample of the model before the event, where the present model cannot tell it from widths; None where it can.
+    """
 
     step: int
     widths: Mapping[str, tuple[int, int]]
+    flops: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""
-        return {"step": self.step, "widths": {site: list(widths) for site, widths in self.widths.items()}}
+        widths = {site: list(widths) for site, widths in self.widths.items()}
+        return {"step": self.step, "widths": widths, "flops": self.flops}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> GrowthRecord:
         """Read what `to_json` wrote."""
-        return cls(record["step"], {site: (old, new) for site, (old, new) in record["widths"].items()})
+        widths = {site: (old, new) for site, (old, new) in record["widths"].items()}
+        return cls(record["step"], widths, record.get("flops"))
 
 
 @dataclass

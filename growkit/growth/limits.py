@@ -90,15 +90,16 @@ def train_flops(flops: Cost, history: History, widths: Mapping[str, int], wider:
         widths: of all sites now, at the end of the history.
         wider: after the present step.
     """
-    spent = sum(steps * flops(then) for steps, then in _stages(history, widths))
+    spent = sum(steps * (flops(then) if known is None else known) for steps, then, known in _stages(history, widths))
     left = history.clock.total_steps - history.step
     return round(history.clock.forwards_per_step * (spent + left * flops(wider)))
 
 
-def _stages(history: History, widths: Mapping[str, int]) -> Iterator[tuple[int, Mapping[str, int]]]:
-    """The stages so far, latest first: number of steps, widths."""
-    end, then = history.step, dict(widths)
+def _stages(history: History, widths: Mapping[str, int]) -> Iterator[tuple[int, Mapping[str, int], int | None]]:
+    """The stages so far, latest first: number of steps, widths, and FLOPs where they were recorded."""
+    end, then, flops = history.step, dict(widths), None
     for growth in reversed(history.growths):
-        yield end - growth.step, dict(then)
+        yield end - growth.step, dict(then), flops
         end, then = growth.step, then | {site: old for site, (old, _) in growth.widths.items()}
-    yield end, then
+        flops = growth.flops
+    yield end, then, flops

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
+from dataclasses import dataclass
+from heapq import heapreplace
 
 from growkit.config.policies import MarginalGainSettings
 from growkit.growth.base import Allocator, History, Nothing, Prospect, Prospects, SiteState, Trigger
@@ -19,10 +19,10 @@ __all__ = ["MarginalGain"]
 class MarginalGain(Allocator):
     """Greedy by promise per cost: the next unit goes where it adds most to the squared gradient norm per parameter.
 
-    A site's units serve its singular directions one after the other: unit i adds n^2 s_i^2, with n the norm of a new
-    slice. So the promise of a site falls with every unit it gets, and the greedy choice balances the sites; for costs
-    that add up it is optimal among choices of the same cost. Costs do not add up where neighbours both grow: the pace
-    is kept with the true cost of all sites together.
+    A site's units serve its singular directions above the noise: the first that serves direction i promises n^2 s_i^2,
+    with n the norm of a new slice, the m-th one a part of 1 / m of it (the divisors of d'Hondt). So the promise of a
+    site falls with every unit it gets; sites of equal costs share in proportion to what they promise, and what is
+    within the noise gets nothing.
     """
 
     trigger: Trigger
@@ -50,47 +50,44 @@ class MarginalGain(Allocator):
         return given
 
 
-@dataclass(order=True)
 class _Share:
-    """A site's place in the queue: the one whose next units promise most comes first."""
+    """A site's part of an event, unit by unit."""
 
-    site: SiteState = field(compare=False)
-    prospect: Prospect = field(compare=False)
-    settings: MarginalGainSettings = field(compare=False)
-    units: int = field(default=0, compare=False)
-    order: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.queue()
+    def __init__(self, site: SiteState, prospect: Prospect, settings: MarginalGainSettings):
+        self.site, self.units = site, 0
+        self._multiple, self._directions = settings.round_to, list[tuple[float, int, float]]()
+        cost = prospect.params_per_unit if settings.of == "params" else prospect.flops_per_unit
+        for gain in prospect.gains[: prospect.above(settings.factor)]:
+            promise = prospect.norm**2 * gain / max(1, cost)
+            self._directions.append((-promise, 1, promise))
 
     @property
     def next(self) -> int:
         """The least number of units it can have next."""
-        return self.site.possible(self.site.rounded(self.units + 1, self.settings.round_to))
+        return self.site.possible(self.site.rounded(self.units + 1, self._multiple))
 
     @property
-    def serves(self) -> bool:
-        """Whether its next units have room, and directions above the noise."""
-        return self.units < self.site.room and self.units < self.prospect.above(self.settings.factor)
+    def promise(self) -> float | None:
+        """Of the next unit, per cost; None where there is none."""
+        return -self._directions[0][0] if self._directions and self.units < self.site.room else None
 
-    def queue(self) -> None:
-        """Find its place: less is sooner."""
-        gains, more = self.prospect.gains[self.units : self.next], max(1, self.next - self.units)
-        costs = {"flops": self.prospect.flops_per_unit, "params": self.prospect.params_per_unit}
-        self.order = -(self.prospect.norm**2) * sum(gains) / more / max(1, costs[self.settings.of])
+    def take(self) -> None:
+        """Have the next units; each serves the direction that promises most."""
+        more, self.units = self.next - self.units, self.next
+        for _ in range(more):
+            _, served, promise = self._directions[0]
+            heapreplace(self._directions, (-promise / (served + 1), served + 1, promise))
 
 
-def _shared_out(shares: list[_Share], affordable: Callable[[Mapping[str, int]], bool]) -> dict[str, int]:
+def _shared_out(shares: Sequence[_Share], affordable: Callable[[Mapping[str, int]], bool]) -> dict[str, int]:
     """Units by site, the best first; a site whose next units cannot be afforded gets no more."""
-    queue, widths = [share for share in shares if share.serves], {}
-    heapify(queue)
-    while queue:
-        share = heappop(queue)
-        wider = {**widths, share.site.name: share.site.width + share.next}
-        if not affordable(wider):
-            continue
-        widths, share.units = wider, share.next
-        share.queue()
-        if share.serves:
-            heappush(queue, share)
+    waiting, widths = list(shares), dict[str, int]()
+    while open_to_more := [share for share in waiting if share.promise is not None]:
+        best = max(open_to_more, key=lambda share: share.promise or 0.0)
+        wider = {**widths, best.site.name: best.site.width + best.next}
+        if affordable(wider):
+            widths = wider
+            best.take()
+        else:
+            waiting.remove(best)
     return {share.site.name: share.units for share in shares if share.units}

@@ -72,8 +72,15 @@ class Look:
         return function_change(Observation(before.rounded, []), Observation(self.rounded, [])).eval
 
 
-def look_at(model: nn.Module, loss: Loss, compute: ComputePolicy, inputs: Inputs, targets: Tensor) -> Look:
-    """Outputs and loss of `model` on a batch; it is left as it was."""
+def look_at(
+    model: nn.Module,
+    loss: Loss,
+    compute: ComputePolicy,
+    inputs: Inputs,
+    targets: Tensor,
+    seen: Observation | None = None,
+) -> Look:
+    """Outputs and loss of `model` on a batch; it is left as it was. `seen`: its outputs, where they are known."""
     with untouched(model), torch.no_grad():
         model.eval()
         value = float(loss(model(*inputs.args, **(inputs.kwargs or {})), targets))
@@ -81,7 +88,8 @@ def look_at(model: nn.Module, loss: Loss, compute: ComputePolicy, inputs: Inputs
         if compute.precision != "fp32":
             with compute.autocast():
                 rounded = [output.float() for output in inputs.call(model)]
-    return Look(observe(model, inputs), value, rounded, forwards=3 if rounded is None else 4)
+    forwards = 1 + (rounded is not None) + 2 * (seen is None)
+    return Look(observe(model, inputs) if seen is None else seen, value, rounded, forwards)
 
 
 @dataclass
@@ -92,6 +100,7 @@ class Operation:
         model: operated on in place. sites: its graph. compute: device and precision of the run.
         tolerance: largest relative change of the outputs.
         flops_verifying: spent so far on looking at the outputs, per sample.
+        seen: the outputs after the edit that stands; None where nobody looked.
     """
 
     model: nn.Module
@@ -99,6 +108,7 @@ class Operation:
     compute: ComputePolicy
     tolerance: float
     flops_verifying: int = 0
+    seen: Observation | None = None
     _edit: Edit | None = None  # under way
     _rewriting: Rewriting = field(default_factory=Rewriting)  # what was written before it
 
@@ -161,7 +171,8 @@ class Operation:
         try:
             self.compute.place(self.model)
             align_state(optimizer)
-            change = function_change(before.observation, observe(self.model, inputs))
+            self.seen = observe(self.model, inputs)
+            change = function_change(before.observation, self.seen)
         except Exception as error:  # the model's own code may fail in any way at a width it did not expect
             self.take_back()
             return f"the model fails at its new width: {type(error).__name__}: {error}"
@@ -177,7 +188,7 @@ class Operation:
         if all(order.initializer.preserves for order in orders):
             return verified
         self.take_back()
-        self._edit = self._carry_out(orders, optimizer)
+        self._edit, self.seen = self._carry_out(orders, optimizer), None
         self.compute.place(self.model)
         align_state(optimizer)
         return self._edit

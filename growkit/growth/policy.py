@@ -20,6 +20,7 @@ from growkit.growth.base import (
 )
 from growkit.growth.guards import build_trigger
 from growkit.growth.how_many import build_allocator
+from growkit.growth.kinds import of_one_kind
 from growkit.growth.limits import Limits
 from growkit.growth.where import build_selector
 
@@ -35,17 +36,19 @@ def _unmeasured() -> Prospects:
 
 @dataclass(frozen=True)
 class Policy:
-    """A trigger, a selector and an allocator."""
+    """A trigger, a selector and an allocator; and the blocks that a place gets at an event."""
 
     trigger: Trigger
     selector: SiteSelector
     allocator: Allocator
+    blocks: int = 1
 
     @classmethod
     def build(cls, settings: GrowthSettings, seed: int = 0) -> Policy:
         """The policy that `growth` describes; `seed` is that of the growth stream."""
         trigger = build_trigger(settings.when)
-        return cls(trigger, build_selector(settings.where, seed), build_allocator(settings.how_many, trigger))
+        selector, allocator = build_selector(settings.where, seed), build_allocator(settings.how_many, trigger)
+        return cls(trigger, selector, allocator, settings.depth.blocks_per_event)
 
     @property
     def by_prospects(self) -> list[str]:
@@ -124,8 +127,12 @@ class Policy:
         chosen = self.selector.select(candidates, history, prospects)
         if isinstance(chosen, Nothing):
             return chosen
+        chosen = of_one_kind(chosen, candidates, history)
         growing, widths = [s for s in candidates if s.name in chosen], {site.name: site.width for site in sites}
-        wished = self.allocator.units(growing, history, prospects, limits.at(widths))
+        if growing[0].is_place:
+            wished: Mapping[str, int] | Nothing = {place.name: self.blocks for place in growing}
+        else:
+            wished = self.allocator.units(growing, history, prospects, limits.at(widths))
         if isinstance(wished, Nothing):
             return _Attempt(chosen, {}, wished)
         borne: dict[str, int] = {}
@@ -139,7 +146,7 @@ class Policy:
             if (reason := limits.exceeded(history, widths, wider)) is None:
                 borne[site.name] = num_new
             else:
-                exceeded.append(f"{site.name} with {num_new} more units: {reason}")
+                exceeded.append(f"{site.name} with {num_new} more {'blocks' if site.is_place else 'units'}: {reason}")
         # a run that is nearer to its end may afford a dearer model, and other gains may ask for fewer units
         for_good = limits.budget.train_flops is None and not self.chooses_by_prospects
         return _Attempt(chosen, borne, Nothing(_first(exceeded), ends=for_good))
@@ -163,7 +170,9 @@ def _obstacle(sites: Sequence[SiteState], history: History, limits: Limits) -> N
     if not sites:
         return Nothing("every site has been given up", ends=True)
     if all(site.room <= 0 for site in sites):
-        return Nothing("every site that may grow has its target width", ends=True)
+        kinds = {"every place" if site.is_place else "every site": None for site in sites}
+        goal = "target" if "every place" in kinds else "target width"
+        return Nothing(f"{' and '.join(kinds)} that may grow has its {goal}", ends=True)
     return None
 
 

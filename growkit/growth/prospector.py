@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from growkit.config.growth import NormSettings, RandomSettings
-from growkit.cost import count_flops
+from growkit.cost import BACKWARD_AND_FORWARD, count_flops
 from growkit.data import Data, batches
 from growkit.graph import GrowthSite
 from growkit.growth.base import Prospects
+from growkit.growth.depths import BlockOrder
 from growkit.growth.initializers.norms import fan_out_norm
+from growkit.growth.promise import measure_blocks
 from growkit.growth.statistics import Loss, Measurement
 from growkit.growth.statistics.prospects import BATCHES, measure_prospects
 from growkit.surgery import Inputs
@@ -27,7 +29,7 @@ class Prospector:
 
     Attributes:
         model: that is trained; it is left as it was.
-        sites: gives those that may grow now.
+        sites: gives those that may grow now. blocks: gives the blocks that may come now.
         data: with a train split.
         loss: data loss of (outputs, targets).
         initializer: its settings say how long new slices are; those without a length count as random's.
@@ -44,13 +46,18 @@ class Prospector:
     batch_size: int
     stream: torch.Generator
     channels_last: bool
+    blocks: Callable[[], Sequence[BlockOrder]] = list
 
     def __call__(self) -> Prospects:
         (inputs, targets), *more = [self._draw() for _ in range(BATCHES)]
         measurement = Measurement(self.model, self.loss, inputs, targets, tuple(self.sites()), tuple(more))
         settings = self.initializer if isinstance(self.initializer, NormSettings) else RandomSettings()
         flops = count_flops(self.model, self.data.example(2)).total
-        return measure_prospects(measurement, lambda site, found: fan_out_norm(site, found, settings), flops)
+        found = measure_prospects(measurement, lambda site, found: fan_out_norm(site, found, settings), flops)
+        orders = self.blocks()
+        promised = measure_blocks(self.model, self.loss, measurement.batches, orders)
+        passes = found.passes + BACKWARD_AND_FORWARD * len(orders)
+        return replace(found, sites={**found.sites, **promised}, passes=passes)
 
     def _draw(self) -> tuple[Inputs, torch.Tensor]:
         stream, layout = self.stream, self.channels_last

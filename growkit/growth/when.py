@@ -179,7 +179,7 @@ class Rank(_Asking):
     def due(self, history: History, prospects: Prospects | None = None) -> Why | None:
         if prospects is None or not self.asks(history):
             return None
-        sites = {name: one for name, one in prospects.sites.items() if one.gains}
+        sites = {name: one for name, one in prospects.sites.items() if one.gains and not one.is_place}
         shares = {name: one.above(self.settings.factor) / len(one.gains) for name, one in sites.items()}
         best = max(shares, key=lambda name: shares[name], default=None)
         if best is None or shares[best] < self.settings.share:
@@ -245,7 +245,7 @@ def too_late(clock: Clock, epochs: int, setting: str) -> str | None:
         return None
     return (
         f"{setting}: {epochs} epochs must end before the last step for it to fire at all, and the training has "
-        f"{math.ceil(clock.total_steps / clock.steps_per_epoch)}; lower it, or raise train.epochs"
+        f"{clock.epochs}; lower it, or raise {clock.setting}"
     )
 
 

@@ -26,7 +26,7 @@ class AllSites(SiteSelector):
     def select(
         self, sites: Sequence[SiteState], history: History, prospects: Prospects | None = None
     ) -> Mapping[str, Why]:
-        return {site.name: Why("all sites") for site in sites}
+        return {site.name: Why("all places" if site.is_place else "all sites") for site in sites}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from growkit.optim.kin import ASAM
 from growkit.optim.radius import Cosine, Linear
 from growkit.optim.sam import SAM
 
-__all__ = ["build_optimizer", "passes_per_step"]
+__all__ = ["build_optimizer"]
 
 # torch's own are fused: on a CPU that takes a third to a half of the time per step
 KINDS: dict[type, tuple[Callable[..., torch.optim.Optimizer], bool]] = {
@@ -72,11 +72,6 @@ def _built(
     schedule = _radius(settings, total_steps)
     base = _plain(settings.base, trained)
     return kind(trained, base, norm=float(settings.norm), schedule=schedule, model=model, **arguments)
-
-
-def passes_per_step(settings: AnyOptimizer) -> float:
-    """How often a step goes through the model, forth and back, on the mean."""
-    return 1.0 + 1.0 / settings.interval if isinstance(settings, SAMSettings) else 1.0
 
 
 def _radius(settings: SAMSettings, total_steps: int) -> Any:

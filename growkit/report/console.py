@@ -68,6 +68,8 @@ class ConsoleReport(Observer):
         self._print(f"model     {facts.model}: {facts.params:,} parameters, {human(facts.flops)}FLOPs per sample")
         compute = facts.environment["compute"]
         self._print(f"compute   {compute['device']}, {compute['precision']} ({compute['reason']})")
+        if facts.config.train.flops is not None:
+            self._print(f"training  {human(facts.config.train.flops)}FLOPs{_steps_of_flops(facts)}")
         self._print(f"growth    {_growth_line(facts)}")
         for line in _refusal_lines(facts):
             self._print(line)
@@ -90,7 +92,7 @@ class ConsoleReport(Observer):
         if self._progress is not None and self._task is not None and self._facts is not None:
             epoch, done = divmod(step - 1, self._facts.steps_per_epoch)
             left = self._facts.total_steps - epoch * self._facts.steps_per_epoch  # the last epoch may be a part of one
-            total = min(self._facts.steps_per_epoch, left)
+            total = min(self._facts.steps_per_epoch, left) if left > 0 else self._facts.steps_per_epoch
             self._progress.update(self._task, completed=done + 1, total=total, epoch=epoch + 1)
 
     def epoch(self, record: EpochRecord, widths: Mapping[str, int]) -> None:
@@ -117,6 +119,11 @@ class ConsoleReport(Observer):
             + ("" if g.preserves else ", changes the function by design")
             + _notes(g.reason, g.facts)
             for g in event.grown
+        ]
+        lines += [
+            f"{g.place}: {g.old_depth} -> {g.new_depth} blocks   {g.kind}, {g.params:,} parameters, "
+            f"now {', '.join(g.modules)}"
+            for g in event.deepened
         ]
         lines += [f"{r.name}: given up, {r.reason}" for r in event.refused]
         lines += [f"{r.name}: waits, {r.reason}" for r in event.waiting]
@@ -183,6 +190,11 @@ def _metrics(values: Mapping[str, float]) -> list[str]:
     return [f"{name.replace('_', '-')} {value:.4g}" for name, value in values.items()]
 
 
+def _steps_of_flops(facts: RunFacts) -> str:
+    """How many steps are known to come of the FLOPs that end a run."""
+    return f", {facts.total_steps} steps by the plan" if facts.plan else f", at most {facts.total_steps} steps"
+
+
 def _growth_line(facts: RunFacts) -> str:
     if facts.config.control != "none":
         return (
@@ -190,19 +202,25 @@ def _growth_line(facts: RunFacts) -> str:
         )
     if facts.config.growth.when.name == "never":
         return "never"
-    room = [f"{len(facts.widths)} sites"]
+    mode, room = facts.config.growth.mode, []
+    if mode != "depth":
+        room.append(f"{len(facts.widths)} sites")
+    if mode != "width":
+        room.append(f"{len(facts.depths)} places")
     if facts.plan is not None:
         room.append(f"{len(facts.plan.events)} events" + ("" if facts.plan.reaches_target else ", target not reached"))
     else:
         room.append(f"when {facts.config.growth.when.name}")
     if facts.config.growth.trial is not None:
         room.append("every event on trial")
-    return f"{facts.config.growth.initializer.name}, " + ", ".join(room)
+    return f"{'depth' if mode == 'depth' else facts.config.growth.initializer.name}, " + ", ".join(room)
 
 
 def _refusal_lines(facts: RunFacts) -> list[str]:
     """Widths that stay, each with its reason; a long list is cut, and says so."""
-    every = list(dict.fromkeys(f"stays     {line.strip()}" for line in describe_refusals(facts.refusals).splitlines()))
+    told = describe_refusals(facts.refusals).splitlines()
+    told += [f"{r.name or 'the model'} (depth): {r.reason}" for r in facts.place_refusals]
+    every = list(dict.fromkeys(f"stays     {line.strip()}" for line in told))
     more = len(every) - MOST_REFUSALS
     return every[:MOST_REFUSALS] + ([f"stays     {more} more; --dry-run lists all"] if more > 0 else [])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -48,24 +49,26 @@ class RunFolder(Observer):
         write_atomically(self.path / name, text.encode())
 
 
-METRICS = {"train_metrics": "train", "validate_metrics": "validate"}
+METRICS = {"train_metrics": "train_", "validate_metrics": "validate_", "depths": "depth/"}
 
 
 class MetricsTable(Observer):
     """metrics.csv: a row per epoch.
 
-    The columns are the fields of EpochRecord, its metrics one by one as `train_NAME` and `validate_NAME`, then
-    `width/SITE` for every site.
+    The columns are the fields of EpochRecord, its metrics one by one as `train_NAME` and `validate_NAME`, `depth/PLACE`
+    for every place that may become deeper, then `width/SITE` for every site. Where a new block brings sites, the table
+    is written anew with their columns, which are empty before.
     """
 
     def __init__(self, path: Path):
+        self._path = path
         self._file = path.open("w", newline="", encoding="utf-8")
         self._writer: csv.DictWriter[str] | None = None
 
     def started(self, facts: RunFacts) -> None:
         known = [field.name for field in fields(EpochRecord) if field.name not in METRICS]
-        columns = known + _metric_columns(facts) + [f"width/{site}" for site in facts.widths]
-        self._writer = csv.DictWriter(self._file, columns)
+        known += _metric_columns(facts) + [f"depth/{place}" for place in facts.depths]
+        self._writer = csv.DictWriter(self._file, known + [f"width/{site}" for site in facts.widths])
         self._writer.writeheader()
         self._file.flush()
 
@@ -73,9 +76,24 @@ class MetricsTable(Observer):
         assert self._writer is not None
         row = asdict(record)
         for kind, part in METRICS.items():
-            row |= {f"{part}_{name}": value for name, value in row.pop(kind).items()}
-        self._writer.writerow({**row, **{f"width/{site}": width for site, width in widths.items()}})
+            row |= {f"{part}{name}": value for name, value in row.pop(kind).items()}
+        row |= {f"width/{site}": width for site, width in widths.items()}
+        if new := [f"width/{site}" for site in widths if f"width/{site}" not in self._writer.fieldnames]:
+            self._writer = self._widened(self._writer, new)
+        self._writer.writerow(row)
         self._file.flush()
+
+    def _widened(self, writer: csv.DictWriter[str], new: list[str]) -> csv.DictWriter[str]:
+        """The same table with more columns."""
+        self._file.close()
+        rows = list(csv.DictReader(io.StringIO(self._path.read_text(encoding="utf-8"), newline="")))
+        text = io.StringIO(newline="")
+        wider = csv.DictWriter(text, [*writer.fieldnames, *new])
+        wider.writeheader()
+        wider.writerows(rows)
+        write_atomically(self._path, text.getvalue().encode())
+        self._file = self._path.open("a", newline="", encoding="utf-8")
+        return csv.DictWriter(self._file, wider.fieldnames)
 
     def close(self) -> None:
         self._file.close()
@@ -86,7 +104,7 @@ def _metric_columns(facts: RunFacts) -> list[str]:
     smoothing = {"train": train.label_smoothing, "validate": 0.0}
     return [
         f"{part}_{name}"
-        for part in METRICS.values()
+        for part in smoothing
         for name in metric_names(task, is_cross_entropy(train.loss, smoothing[part]))
     ]
 

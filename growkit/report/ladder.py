@@ -61,6 +61,7 @@ def _table(ladder: Ladder) -> str:
             **{f"validate_{name}": value for name, value in (stage.validate or {}).items()},
             "standard_error": stage.standard_error,
             **{name: stage in frontier for name, frontier in frontiers.items()},
+            **{f"depth/{place}": depth for place, depth in stage.depths.items()},
             **{f"width/{site}": width for site, width in stage.widths.items()},
         }
         for stage in ladder.stages

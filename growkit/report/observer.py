@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 from growkit.config import Config
 from growkit.errors import TrainingError
-from growkit.graph import Refusal
+from growkit.graph import PlaceRefusal, Refusal
 from growkit.growth.base import EpochRecord, Nothing
 from growkit.growth.event import GrowthEvent
 from growkit.growth.plan import GrowthPlan
@@ -27,6 +27,8 @@ class RunFacts:
         folder: where the run is written; None where nothing is. model: the seed's name, or the live module's class.
         environment: versions, machine, device and precision.
         widths: per site at the start. targets: per site at the end. params, flops: of the model at the start.
+        depths, depth_targets: per place that may become deeper, its blocks at the start and at most.
+        place_refusals: the modules that nothing may follow, in runs that grow in depth.
         plan: events to come, None where the trigger depends on training. total_steps, steps_per_epoch: the clock.
     """
 
@@ -43,6 +45,9 @@ class RunFacts:
     flops: int
     total_steps: int
     steps_per_epoch: int
+    depths: Mapping[str, int] = field(default_factory=dict)
+    depth_targets: Mapping[str, int] = field(default_factory=dict)
+    place_refusals: Sequence[PlaceRefusal] = ()
 
 
 class Observer:

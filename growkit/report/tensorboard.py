@@ -43,6 +43,7 @@ class TensorBoard(Observer):
             {
                 "growth": {
                     "widths": ["Multiline", [r"^width/.*"]],
+                    **({"depths": ["Multiline", [r"^depth/.*"]]} if facts.depths else {}),
                     "parameters": ["Multiline", [r"^size/params$"]],
                     "FLOPs per sample": ["Multiline", [r"^size/flops$"]],
                     "accuracy": ["Multiline", [r"^accuracy/.*"]],
@@ -53,6 +54,7 @@ class TensorBoard(Observer):
         )
         self._write_hparams()
         self._sizes(0, 0, facts.widths, facts.params, facts.flops)
+        self._depths(0, facts.depths)
 
     def epoch(self, record: EpochRecord, widths: Mapping[str, int]) -> None:
         curves = {
@@ -69,6 +71,7 @@ class TensorBoard(Observer):
         self._writer.add_scalar("learning_rate", record.learning_rate, record.step)
         self._writer.add_scalar("train_flops", record.train_flops, record.step)
         self._sizes(record.step, record.train_flops, widths, record.params, record.flops)
+        self._depths(record.step, record.depths)
 
     def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
         if event.undone is not None:
@@ -78,7 +81,11 @@ class TensorBoard(Observer):
         self._sizes(event.step, train_flops, widths, event.params_after, event.flops_after)
         self._writer.add_scalar("growth/function_change", event.change.worst, event.step)
         self._writer.add_text("growth/events", _markdown(event), event.step)
-        self._writer.add_figure("growth/widths", _figure(self._previous, widths, self._targets), event.step)
+        if event.grown:
+            self._writer.add_figure("growth/widths", _figure(self._previous, widths, self._targets), event.step)
+        for growth in event.deepened:
+            self._depths(event.step, {growth.place: growth.old_depth})
+            self._depths(event.step, {growth.place: growth.new_depth})
         self._previous = dict(widths)
 
     def no_growth(self, step: int, note: Nothing) -> None:
@@ -107,6 +114,10 @@ class TensorBoard(Observer):
         for site, width in widths.items():
             self._writer.add_scalar(f"width/{site}", width, step)
 
+    def _depths(self, step: int, depths: Mapping[str, int]) -> None:
+        for place, blocks in depths.items():
+            self._writer.add_scalar(f"depth/{place}", blocks, step)
+
     def _write_hparams(self) -> None:
         from torch.utils.tensorboard.summary import hparams
 
@@ -132,6 +143,10 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | 
 def _markdown(event: GrowthEvent) -> str:
     rows = "\n".join(
         f"| {g.site} | {g.old_width} -> {g.new_width} | {g.initializer} | {g.form} | {g.reason} |" for g in event.grown
+    )
+    rows += "\n".join(
+        f"| {g.place} | {g.old_depth} -> {g.new_depth} blocks | {g.kind} | {', '.join(g.modules)} | |"
+        for g in event.deepened
     )
     reasons = "\n\n".join(dict.fromkeys(decision.reason for decision in event.decisions))
     return (

@@ -2,12 +2,13 @@
 
 from growkit.surgery.deepening import deepen
 from growkit.surgery.depth import DepthEdit, insert
-from growkit.surgery.optimizer_state import Optimizers, align_state
+from growkit.surgery.optimizer_state import Optimizers, align_state, forget_state
 from growkit.surgery.records import (
     EDIT_VERSION,
     AttributeChange,
     DepthRecord,
     EditRecord,
+    IndexMap,
     NewTensor,
     Record,
     TensorChange,
@@ -39,6 +40,7 @@ __all__ = [
     "Extension",
     "FunctionChange",
     "Growth",
+    "IndexMap",
     "Inputs",
     "NewTensor",
     "Observation",
@@ -49,6 +51,7 @@ __all__ = [
     "align_state",
     "deepen",
     "edited_buffers",
+    "forget_state",
     "function_change",
     "grow",
     "insert",

@@ -13,7 +13,7 @@ from growkit.errors import GrowthRefused
 from growkit.surgery.records import IndexMap
 from growkit.surgery.tensors import grow_values
 
-__all__ = ["Optimizers", "align_state", "grow_state", "refuse_optimizer", "several"]
+__all__ = ["Optimizers", "align_state", "forget_state", "grow_state", "refuse_optimizer", "several"]
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
 """What trains a model: one optimizer, several that share its parameters out, or none."""
@@ -69,6 +69,14 @@ def _first_value(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, key:
     if key != "step_size":
         return 0.0
     return next(float(g["lr"]) for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+
+
+def forget_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
+    """Drop what `optimizer` remembers of `parameter`, the count of its steps too: it starts anew."""
+    dropped = optimizer.state.pop(parameter, {})
+    if isinstance(optimizer, torch.optim.SGD) and dropped.get("momentum_buffer") is not None:
+        # torch's fused SGD fails where some of its parameters have momentum and others none yet; 0 is the same as none
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.data)
 
 
 def refuse_optimizer(optimizer: torch.optim.Optimizer | None) -> None:

@@ -202,12 +202,26 @@ class DepthRecord:
             >>> record.renamed("body.0.weight"), record.renamed("body.1.weight"), record.renamed("head.1")
             ('body.0.weight', 'body.2.weight', 'head.1')
         """
+        return self._moved(name, self.position, len(self.children))
+
+    def former(self, name: str) -> str:
+        """What something of the model after the insertion, and not itself new, was called before it.
+
+        Example:
+            >>> record = DepthRecord("layer", "body", 1, ("1",), "body.0", None, None, (), 0)
+            >>> record.former("body.0.weight"), record.former("body.2.weight"), record.former("head.1")
+            ('body.0.weight', 'body.1.weight', 'head.1')
+        """
+        return self._moved(name, self.position + len(self.children), -len(self.children))
+
+    def _moved(self, name: str, first: int, by: int) -> str:
+        """The name with the number of a child of the container changed, from the first that moves on."""
         prefix = f"{self.container}." if self.container else ""
         number, dot, rest = name.removeprefix(prefix).partition(".")
         numbered = self.children[0] == str(self.position) and number.isdecimal()
-        if not name.startswith(prefix) or not numbered or int(number) < self.position:
+        if not name.startswith(prefix) or not numbered or int(number) < first:
             return name
-        return f"{prefix}{int(number) + len(self.children)}{dot}{rest}"
+        return f"{prefix}{int(number) + by}{dot}{rest}"
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, with a version and a kind field (docs/formats.md)."""

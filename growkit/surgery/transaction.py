@@ -50,6 +50,9 @@ class Extension:
 
     values: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", dict(self.values))  # what is chosen late is chosen before anything changes
+
 
 @dataclass(frozen=True)
 class Growth:

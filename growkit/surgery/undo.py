@@ -14,6 +14,7 @@ from growkit.errors import SurgeryError
 from growkit.graph import GrowthSite, structure_of
 from growkit.surgery.attributes import holders_of, read_attribute, restore_attributes, set_attributes
 from growkit.surgery.holders import Rebinding, own_copies
+from growkit.surgery.optimizer_state import forget_state
 from growkit.surgery.records import AttributeChange, EditRecord
 from growkit.surgery.tensors import replace_data
 
@@ -149,7 +150,7 @@ class UndoLog:
             tensor.grad = gradient
         for optimizer, parameter, state in reversed(self.states):
             if state is None:
-                _forget(optimizer, parameter)
+                forget_state(optimizer, parameter)
             else:
                 optimizer.state[parameter] = state
         for cache, content in reversed(self.caches):  # a shared one was emptied twice
@@ -162,14 +163,6 @@ class UndoLog:
         restore_attributes(self.model, self.attributes)
         for attributes, name, old, _ in reversed(self.bound):
             attributes[name] = old
-
-
-def _forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
-    """Drop the state that came up after an edit, the parameter having its old shape again."""
-    dropped = optimizer.state.pop(parameter, {})
-    if isinstance(optimizer, torch.optim.SGD) and dropped.get("momentum_buffer") is not None:
-        # torch's fused SGD fails where some of its parameters have momentum and others none yet; 0 is the same as none
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.data)
 
 
 def _numbers_of(log: UndoLog) -> dict[tuple[str, str], Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from growkit.config.growth import GradMaxSettings
 from growkit.errors import GrowthRefused
 from growkit.graph import GrowthSite
-from growkit.growth.base import Extended
+from growkit.growth.base import Extended, Later
 from growkit.growth.initializers.norms import slice_norm
 from growkit.growth.initializers.singular import top_singular
 from growkit.growth.statistics import Component, FanMap, Measurement, Part, UnitLayout, slices_of, unit_layout
@@ -133,10 +133,14 @@ class _Drawer:
         self._wake(candidates, fan_map, components)
         many, new = unit_layout(self.site, count), unit_layout(self.site, num_new)
         tried = self._typed(slices_of(candidates, many.fan_in) | _filters(many))
-        best = self.measurement.response(self.site, tried, count).cpu().topk(num_new).indices
+        response = self.measurement.ask_response(self.site, tried, count)
         facts = _facts(sigma, missing) if components else {"best_of": count}
-        values = self._typed(slices_of(candidates[best], new.fan_in) | _filters(new))
-        return Extended(values, "zero_fan_out", reason, facts)
+
+        def choose() -> dict[tuple[str, int], Tensor]:
+            best = response().cpu().topk(num_new).indices
+            return self._typed(slices_of(candidates[best], new.fan_in) | _filters(new))
+
+        return Extended(Later(choose, tried), "zero_fan_out", reason, facts)
 
     def _typed(self, values: Mapping[tuple[str, int], Tensor]) -> dict[tuple[str, int], Tensor]:
         return {key: slices.to(self.measurement.tensor(key[0])) for key, slices in values.items()}

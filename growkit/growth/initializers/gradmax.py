@@ -14,7 +14,7 @@ from torch import Tensor
 from growkit.config.growth import GradMaxSettings
 from growkit.errors import GrowthRefused
 from growkit.graph import GrowthSite
-from growkit.growth.base import Extended, Initializer
+from growkit.growth.base import Extended, Initializer, Later
 from growkit.growth.initializers.any_graph import extend_through_graph, refuses_graph
 from growkit.growth.initializers.forms import choose_form
 from growkit.growth.initializers.norms import scaled, slice_norm
@@ -94,7 +94,7 @@ class GradMax(Initializer):
 
     def _fan_in(
         self, site: GrowthSite, gradient: GradientOperator, right: Tensor, num_new: int, measurement: Measurement
-    ) -> dict[tuple[str, int], Tensor]:
+    ) -> Later:
         assert site.chain is not None
         norm = slice_norm(measurement.tensor(site.chain.producer), 0, self.settings)
         candidates = scaled(torch.cat([right, -right], dim=1).T, 0, norm)  # [2K, C*U (+ 1)]
@@ -103,8 +103,13 @@ class GradMax(Initializer):
         values = {(site.chain.producer, 0): weights.reshape(-1, *gradient.fan_in_shape)}
         if bias is not None:
             values[bias, 0] = candidates[:, -1]
-        best = _distinct(measurement.response(site, values, 2 * num_new)).topk(num_new).indices
-        return {key: slices[best] for key, slices in values.items()}
+        response = measurement.ask_response(site, values, 2 * num_new)
+
+        def choose() -> dict[tuple[str, int], Tensor]:
+            best = _distinct(response()).topk(num_new).indices
+            return {key: slices[best] for key, slices in values.items()}
+
+        return Later(choose, values)
 
 
 def _distinct(response: Tensor) -> Tensor:

@@ -40,8 +40,9 @@ class VarianceTransfer(Initializer):
     or else in its fan-in and bias. Elsewhere nothing old is rescaled, for it would change the function, and
     `facts["rescaled"]` is "none". V has the length of the old fan-ins, whose own width stays.
 
-    The learning rates of the paper, eta_0 |W_new| / |W_0| for every part of a weight, are a matter of the optimizer:
-    `facts["part_norms"]` gives the norms [old part, new part] of every weight at the event.
+    The learning rates of the paper, eta_0 |W_new| / |W_0| for every part of a weight, are a matter of the optimizer
+    (`growth.optimizer.part_rates: norm_ratio`): `facts["part_norms"]` gives the norms [old part, new part] of every
+    weight at the event.
     """
 
     settings: VarianceTransferSettings = VarianceTransferSettings()

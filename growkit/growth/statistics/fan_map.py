@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +12,13 @@ from growkit.graph import GrowthSite, copy_of
 from growkit.growth.statistics.layout import Part, UnitLayout, by_parts, unit_layout
 from growkit.surgery import Growth, grow
 
-__all__ = ["LARGEST_FAN_OUT", "Component", "FanMap", "gradient_of", "measure_fan_map"]
+__all__ = ["LARGEST_FAN_OUT", "Component", "FanMap", "measure_fan_map", "sketched"]
 
 LARGEST_FAN_OUT = 4096  # entries that read a unit: each costs its share of a backward pass
 TOGETHER = 64  # units that are probed in one backward pass
 AMPLITUDE = 1e-3  # of a probe, where units are not silent: their influence on the loss must stay of first order
 
-Backward = Callable[[nn.Module], object]
+Gradients = Callable[[nn.Module, Sequence[str]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -75,29 +75,43 @@ class FanMap:
         return found
 
 
-def measure_fan_map(model: nn.Module, site: GrowthSite, backward: Backward, shift: float = 0.0) -> FanMap:
+def sketched(site: GrowthSite, most: int) -> Tensor:
+    """Fan-outs [at most `most`, R] that stand for all: random, orthogonal, and so long that norms are kept in the mean.
+
+    The same for the same site, so that what they give on different batches can be compared.
+    """
+    size = sum(part.numel for part in unit_layout(site, 1).fan_out)
+    if size <= most:
+        return torch.eye(size)
+    drawn = torch.randn(size, most, generator=torch.Generator().manual_seed(0))
+    return torch.linalg.qr(drawn).Q.T * (size / most) ** 0.5
+
+
+def measure_fan_map(
+    model: nn.Module, site: GrowthSite, gradients: Gradients, shift: float = 0.0, probes: Tensor | None = None
+) -> FanMap:
     """Widen a copy by units of zero fan-in, each with another fan-out, and look at the gradients of their fan-in.
 
     Args:
         model: it is left as it was.
         site: any one.
-        backward: computes the loss of a model and its gradients.
+        gradients: of the loss of a model, by names of parameters.
         shift: of the new units' pre-activations, by biases and by shifts of norms, for activations that have no slope
             at 0. Units are then not silent, so that their fan-out is small in the probe.
+        probes: fan-outs [units, R] to multiply the matrix by; None gives the matrix itself.
 
     Raises:
         GrowthRefused: the units cannot be told apart.
     """
     one = unit_layout(site, 1)
     size = sum(part.numel for part in one.fan_out)
-    rows, kind, patient = [], model.get_parameter(one.fan_out[0].name), copy_of(model)
-    for start in range(0, size, TOGETHER):
-        probes = torch.eye(size, dtype=kind.dtype)[start : start + TOGETHER]
-        rows.append(_gradients(patient, site, probes, backward, shift))
+    kind, patient = model.get_parameter(one.fan_out[0].name), copy_of(model)
+    wanted = (torch.eye(size) if probes is None else probes).to(kind.dtype)
+    rows = [_gradients(patient, site, some, gradients, shift) for some in wanted.split(TOGETHER)]
     return FanMap(torch.cat(rows), one)
 
 
-def _gradients(model: nn.Module, site: GrowthSite, probes: Tensor, backward: Backward, shift: float) -> Tensor:
+def _gradients(model: nn.Module, site: GrowthSite, probes: Tensor, gradients: Gradients, shift: float) -> Tensor:
     """The gradients of the zero fan-in of units with these fan-outs: [units, S]."""
     layout = unit_layout(site, len(probes))
     edit = grow(model, [Growth(site, len(probes))])
@@ -112,17 +126,10 @@ def _gradients(model: nn.Module, site: GrowthSite, probes: Tensor, backward: Bac
                 parameter = model.get_parameter(part.name)
                 if shift and (parameter.dim() == 1):
                     part.write(parameter, torch.tensor(shift))
-        backward(model)
-        found = [gradient_of(model.get_parameter(part.name), part) / amplitude for part in layout.fan_in]
-        return torch.cat([one.cpu() for one in found], 1)
+        found = gradients(model, [part.name for part in layout.fan_in])
+        return torch.cat([part.read(found[part.name]).cpu() / amplitude for part in layout.fan_in], 1)
     finally:
         edit.undo()
-
-
-def gradient_of(parameter: nn.Parameter, part: Part) -> Tensor:
-    """The gradient [units, numel] of a part of a parameter; zeros where it has none."""
-    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    return part.read(gradient.detach())
 
 
 def _spans(parts: Sequence[Part]) -> list[slice]:

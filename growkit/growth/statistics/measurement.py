@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from growkit.device import exact_arithmetic
 from growkit.errors import TrainingError
 from growkit.graph import GrowthSite, copy_of
-from growkit.growth.statistics.fan_map import FanMap, gradient_of, measure_fan_map
+from growkit.growth.statistics.fan_map import FanMap, measure_fan_map
 from growkit.growth.statistics.gradient import GradientMatrix, check_pair, gradient_matrix
 from growkit.growth.statistics.layout import unit_layout
 from growkit.growth.statistics.operator import GradientOperator
-from growkit.growth.statistics.tap import Call, Tap
+from growkit.growth.statistics.tap import Call, Tap, differentiate
 from growkit.rng import isolated
 from growkit.surgery import Extension, Growth, Inputs, function_change, grow, lookup, observe, untouched
 
@@ -40,6 +40,21 @@ class ActivationFacts:
     value: float
     slope: float
     has_norm: bool
+
+
+@dataclass(eq=False)
+class _Question:
+    """What is the gradient of the zero fan-out of units with this fan-in?"""
+
+    site: GrowthSite
+    values: Mapping[tuple[str, int], Tensor]
+    count: int
+    answer: Tensor | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """The tensors that change with the site."""
+        return {name for record, _ in self.site.uses for name in record.names}
 
 
 @dataclass
@@ -66,7 +81,8 @@ class Measurement:
     more: tuple[tuple[Inputs, Tensor], ...] = ()
     forwards: float = 0.0
     _calls: list[dict[str, Call]] | None = field(default=None, init=False, repr=False)
-    _square: float = field(default=0.0, init=False, repr=False)
+    _square: float | None = field(default=None, init=False, repr=False)
+    _questions: list[_Question] = field(default_factory=list, init=False, repr=False)
     _activations: dict[str, ActivationFacts] | None = field(default=None, init=False, repr=False)
 
     def tensor(self, name: str) -> Tensor:
@@ -92,8 +108,13 @@ class Measurement:
         return replace(first, matrix=matrices.mean(0))
 
     def gradient_square(self) -> float:
-        """Squared norm of the gradient of all present parameters, of the mean loss over the batches."""
-        self._all_calls()
+        """Squared norm of the gradient of all present parameters, of the mean loss over the batches.
+
+        Where it is wanted it is asked for first: the gradient matrices then need no passes of their own.
+        """
+        if self._square is None:
+            self._calls, gradients = self._passes(list(self.model.parameters()))
+            self._square = float(sum(one.abs().square().sum() for one in gradients))
         return self._square
 
     def gradient_operator(self, site: GrowthSite) -> GradientOperator:
@@ -147,14 +168,14 @@ class Measurement:
             self._activations = self._probe_activations([s for s in self.sites if s.chain is not None])
         return self._activations[site.name]
 
-    def fan_map(self, site: GrowthSite, shift: float = 0.0) -> FanMap:
-        """The gradient matrix of any site, through whatever stands between; see `measure_fan_map`.
+    def fan_map(self, site: GrowthSite, shift: float = 0.0, probes: Tensor | None = None) -> FanMap:
+        """The gradient matrix of any site, through whatever stands between, or its products; see `measure_fan_map`.
 
         Raises:
             TrainingError: it is not finite.
             GrowthRefused: its units cannot be probed.
         """
-        found = measure_fan_map(self.model, site, self._backward, shift)
+        found = measure_fan_map(self.model, site, self._gradients, shift, probes)
         _check_finite(found.matrix, site)
         return found
 
@@ -176,30 +197,51 @@ class Measurement:
 
     def response(self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int) -> Tensor:
         """Gradient norms of the zero fan-out of `count` units with the given fan-in, measured on a copy: [count]."""
-        model, layout = copy_of(self.model), unit_layout(site, count)
-        edit = grow(model, [Growth(site, count, Extension(values))])
-        try:
-            self._backward(model)
-            gradients = [gradient_of(model.get_parameter(part.name), part) for part in layout.fan_out]
-            return torch.cat(gradients, 1).norm(dim=1)
-        finally:
-            edit.undo()
+        return self.ask_response(site, values, count)()
+
+    def ask_response(
+        self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int
+    ) -> Callable[[], Tensor]:
+        """The same for later: what is returned measures all that was asked before it is called.
+
+        Units of zero fan-out change nothing for each other, so that sites without a common tensor share a pass.
+        """
+        question = _Question(site, values, count)
+        self._questions.append(question)
+
+        def answer() -> Tensor:
+            if question.answer is None:
+                self._answer()
+            assert question.answer is not None
+            return question.answer
+
+        return answer
+
+    def _answer(self) -> None:
+        """Answer all questions, in as few passes as sites can share."""
+        while self._questions:
+            now, names = [], set[str]()
+            for question in self._questions:
+                if names.isdisjoint(question.names):
+                    now.append(question)
+                    names |= question.names
+            self._questions = [question for question in self._questions if question not in now]
+            model, layouts = copy_of(self.model), [unit_layout(one.site, one.count) for one in now]
+            edit = grow(model, [Growth(one.site, one.count, Extension(one.values)) for one in now])
+            try:
+                gradients = self._gradients(model, [part.name for layout in layouts for part in layout.fan_out])
+            finally:
+                edit.undo()
+            for question, layout in zip(now, layouts, strict=True):
+                found = [part.read(gradients[part.name]) for part in layout.fan_out]
+                question.answer = torch.cat(found, 1).norm(dim=1)
 
     def _count_probe(self, passes: int) -> None:
         self.forwards += passes * min(PROBED, len(self.targets)) / len(self.targets)
 
     def _all_calls(self) -> list[dict[str, Call]]:
         if self._calls is None:
-            names = {name for site in self.sites if site.chain for name in (site.chain.producer, site.chain.consumer)}
-            gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
-            self.model.zero_grad(set_to_none=True)
-            try:
-                self._calls = [self._pass(self.model, batch, names) for batch in self.batches]
-                found = [one.grad.abs().square().sum() for one in self.model.parameters() if one.grad is not None]
-                self._square = float(sum(found)) / len(self.batches) ** 2
-            finally:
-                for parameter, gradient in gradients:
-                    parameter.grad = gradient
+            self._calls, _ = self._passes([])
         return self._calls
 
     @property
@@ -207,26 +249,37 @@ class Measurement:
         """Inputs and targets of all growth batches."""
         return [(self.inputs, self.targets), *self.more]
 
-    def _backward(self, model: nn.Module) -> None:
-        """Gradients of the mean loss over the batches, in a copy of the model."""
-        model.zero_grad(set_to_none=True)
-        for batch in self.batches:
-            self._pass(model, batch, share=1.0 / len(self.batches))
+    def _passes(self, parameters: Sequence[nn.Parameter]) -> tuple[list[dict[str, Call]], list[Tensor]]:
+        """What the layers at the sites saw, batch by batch, and the gradients of parameters of the mean loss."""
+        names = {name for site in self.sites if site.chain for name in (site.chain.producer, site.chain.consumer)}
+        passes = [self._pass(self.model, batch, parameters, names) for batch in self.batches]
+        return [calls for calls, _ in passes], _means([gradients for _, gradients in passes])
+
+    def _gradients(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+        """Gradients of parameters, of the mean loss over the batches, in a copy of the model."""
+        names = list(dict.fromkeys(names))  # a unit may have several places in one tensor
+        parameters = [model.get_parameter(name) for name in names]
+        found = _means([self._pass(model, batch, parameters)[1] for batch in self.batches])
+        return dict(zip(names, found, strict=True))
 
     def _pass(
-        self, model: nn.Module, batch: tuple[Inputs, Tensor], watched: Iterable[str] = (), share: float = 1.0
-    ) -> dict[str, Call]:
-        """One batch forward and backward; gradients are added to those that are there."""
-        self.forwards += 3
+        self,
+        model: nn.Module,
+        batch: tuple[Inputs, Tensor],
+        parameters: Sequence[nn.Parameter],
+        watched: Iterable[str] = (),
+    ) -> tuple[dict[str, Call], list[Tensor]]:
+        """One batch forward, and backward as far as these parameters and the outputs of watched layers need it."""
+        self.forwards += 3  # without the gradients of weights it is less, and the gradient matrices are about as much
         weights, (inputs, targets) = {id(model.get_parameter(name)): name for name in watched}, batch
         with untouched(model), exact_arithmetic(), isolated(0), torch.enable_grad():
             model.train()
             with Tap(weights) as tap:
                 outputs = model(*inputs.args, **(inputs.kwargs or {}))
-            (share * self.loss(outputs, targets)).backward()
+            gradients = differentiate(self.loss(outputs, targets), model, parameters, list(tap.calls.values()))
         for call in tap.calls.values():
-            call.input, call.output = call.input.detach(), call.output.detach()
-        return tap.calls
+            call.input, call.output, call.edge = call.input.detach(), call.output.detach(), None
+        return tap.calls, gradients
 
     def _probe_activations(self, sites: list[GrowthSite]) -> dict[str, ActivationFacts]:
         """Widen a copy by one silent unit per site and watch what becomes of its zero pre-activation."""
@@ -260,8 +313,13 @@ class Measurement:
         return tap.calls
 
 
+def _means(batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [torch.stack(several).mean(0) if several[1:] else several[0] for several in zip(*batches, strict=True)]
+
+
 def _check_finite(matrix: Tensor, site: GrowthSite) -> None:
-    if not bool(matrix.isfinite().all()):
+    # a sum of finite entries costs a tenth of looking at each, and is finite unless it overflows
+    if not bool(matrix.sum().isfinite()) and not bool(matrix.isfinite().all()):
         raise TrainingError(
             f"the gradient at {site.name} must be finite to grow there, got inf or NaN on the growth batch; "
             "lower the learning rate"

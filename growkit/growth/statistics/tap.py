@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Call", "Tap"]
+__all__ = ["Call", "Tap", "differentiate"]
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Call:
         bias: the bias, if there is one.
         output_gradient: dL/d(output) before any in-place operation, filled in by the backward pass.
         stride, padding, dilation: per spatial dimension; empty for linear.
+        edge: where autograd differentiates by the output as it was before any in-place operation, if it does.
     """
 
     input: Tensor
@@ -32,6 +35,7 @@ class Call:
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     output_gradient: Tensor | None = None
+    edge: GradientEdge | None = None
 
 
 _CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3, torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
@@ -56,6 +60,7 @@ class Tap(TorchFunctionMode):
             if name is not None:
                 self.calls[name] = call = self._call(func, given, output)
                 if output.requires_grad:
+                    call.edge = get_gradient_edge(output)
                     # a hook sees the gradient of the value as it is now, also if the model overwrites it in place later
                     output.register_hook(lambda gradient: setattr(call, "output_gradient", gradient.detach()))
         return output
@@ -81,3 +86,47 @@ class Tap(TorchFunctionMode):
         return Call(
             inputs, output, given.get("bias"), per_dimension("stride", 1), per_dimension("padding", 0), dilation
         )
+
+
+def differentiate(
+    loss: Tensor, model: nn.Module, parameters: Sequence[nn.Parameter], calls: Sequence[Call]
+) -> list[Tensor]:
+    """Gradients of parameters, zeros where there are none; calls get their `output_gradient`.
+
+    No more is computed than these need. The model's own gradients are left as they are.
+    """
+    if _has_whole_node(loss):
+        return _differentiate_whole(loss, model, parameters)
+    asked = [parameter for parameter in parameters if parameter.requires_grad]
+    ends = [*asked, *(call.edge for call in calls if call.edge is not None)]
+    given = torch.autograd.grad(loss, ends, allow_unused=True) if ends else ()
+    found = {id(parameter): gradient for parameter, gradient in zip(asked, given, strict=False)}
+    return [_or_zeros(found.get(id(parameter)), parameter) for parameter in parameters]
+
+
+def _has_whole_node(loss: Tensor) -> bool:
+    """Whether it goes through a re-entrant checkpoint, which differentiates by all parameters or not at all."""
+    left, seen = [loss.grad_fn], set[Any]()
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            if node.name() == "CheckpointFunctionBackward":
+                return True
+            seen.add(node)
+            left += [following for following, _ in node.next_functions]
+    return False
+
+
+def _differentiate_whole(loss: Tensor, model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    kept = [(parameter, parameter.grad) for parameter in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    try:
+        loss.backward()
+        return [_or_zeros(parameter.grad, parameter) for parameter in parameters]
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+
+
+def _or_zeros(gradient: Tensor | None, parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if gradient is None else gradient.detach()

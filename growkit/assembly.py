@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from growkit.config import Config
-from growkit.config.growth import GrowthSettings, NeverSettings, PeriodicSettings
+from growkit.config.growth import GrowthSettings, NeverSettings, PeriodicSettings, TrialSettings
 from growkit.config.models import ModelSettings
 from growkit.convolutions import strided_over_padding
 from growkit.cost import count_flops, count_params
@@ -22,6 +22,7 @@ from growkit.graph import check_model, check_values, copy_of, find_sites
 from growkit.growth.aftermath import Aftermath
 from growkit.growth.base import Clock
 from growkit.growth.controller import GrowthController
+from growkit.growth.limits import trial_steps
 from growkit.growth.plan import GrowthPlan
 from growkit.growth.policy import Policy
 from growkit.growth.prospector import Prospector
@@ -139,6 +140,7 @@ def _fit(
         outlook = Outlook(controller, pace, config.train.flops)
         clock = outlook.clock(steps if config.train.flops is None else outlook.steps_to_limit())
         _check_policy(controller, clock, validates=len(data.split("validate")) > 0)
+        _check_trial(controller.settings.trial, clock, len(data.split("validate")))
         _check_budget(controller, clock, example)
         plan, planned_flops = outlook.plan(clock.total_steps), outlook.flops(clock.total_steps)
     _check_schedule(config, planned_flops)
@@ -185,8 +187,8 @@ def _control(config: Config, data: Data, live: nn.Module | None, compute: Comput
     if planned.planned_flops is None:
         raise UserInputError(
             f"control needs a growth plan known in advance, and {_what_depends_on_training(config.growth)} on "
-            "training; use growth.when: periodic with a growth.where and growth.how_many that measure nothing, or give "
-            "the length of the run as train.flops"
+            "training; use growth.when: periodic with a growth.where and growth.how_many that measure nothing and no "
+            "growth.trial, or give the length of the run as train.flops"
         )
     asked = config
     # targets, sites and budget speak of the seed, which the full network is not
@@ -226,6 +228,7 @@ def _what_depends_on_training(growth: GrowthSettings) -> str:
     keys = [] if policy.trigger.planned_steps(Clock(1, 2)) is not None else ["growth.when"]
     keys += [key for key in policy.by_prospects if key not in keys]
     named = [f"{key} {getattr(growth, key.removeprefix('growth.')).name!r}" for key in keys]
+    named += [] if growth.trial is None else ["growth.trial"]
     return " and ".join(named) + (" depends" if len(named) == 1 else " depend")
 
 
@@ -319,6 +322,22 @@ def _check_policy(controller: GrowthController, clock: Clock, *, validates: bool
         raise UserInputError(
             f"{' and '.join(policy.by_prospects)} must be told what growth promises, which cannot be measured here "
             f"with growth.initializer {settings.initializer.name!r}; choose others"
+        )
+
+
+def _check_trial(trial: TrialSettings | None, clock: Clock, samples: int) -> None:
+    """Refuse a trial that could never be held, or judged on the validate samples that there are."""
+    if trial is None:
+        return
+    if samples < 2:
+        raise UserInputError(
+            f"growth.trial is judged on the validate split and needs 2 samples there, got {samples}; set "
+            "data.split.validate, or growth.trial: null"
+        )
+    if (steps := trial_steps(trial, clock)) >= clock.total_steps:
+        raise UserInputError(
+            f"growth.trial must be shorter than the training of {clock.total_steps} steps, got {steps}; lower "
+            f"growth.trial.steps, or raise {clock.setting}"
         )
 
 

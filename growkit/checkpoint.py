@@ -112,7 +112,7 @@ def load(
     """The model of a run, on the CPU in eval mode, bit-equal to what was saved.
 
     Args:
-        run_dir: the run folder.
+        run_dir: the run folder, or the folder of one saved model, such as a stage's.
         stage: "final", or the number of a train stage, from 0.
         seed_model: the seed, for runs that started from a live module; it is grown and filled in place, where it lies,
             or left as it was if it does not fit.
@@ -125,6 +125,8 @@ def load(
     if stage != "final" and not str(stage).isdecimal():
         raise UserInputError(f"stage must be 'final' or the number of a train stage, from 0, got {stage!r}")
     folder = run / "model" if stage == "final" else run / "stages" / f"{int(stage):03d}"
+    if stage == "final" and (run / "architecture.json").is_file():
+        folder = run
     if not (folder / "architecture.json").is_file():
         saved = sorted(int(path.parent.name) for path in run.glob("stages/[0-9]*/architecture.json"))
         hint = f"there are stages {', '.join(map(str, saved))}" if saved else "is it a run folder?"

@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from growkit.assembly import Assembly, assemble
+from growkit.books import Books, Stopwatch
 from growkit.checkpoint import Architecture, save_model
 from growkit.config import Config
-from growkit.cost import TrainingCost, count_flops, count_params
+from growkit.cost import LATENCY_CALLS
 from growkit.data import Data, batches
 from growkit.environment import describe_environment
 from growkit.graph import Refusal
-from growkit.growth.base import EpochRecord, History
+from growkit.growth.base import History
 from growkit.growth.event import GrowthEvent
+from growkit.ladder import Ladder, Stage
 from growkit.metrics import Evaluation
-from growkit.report import ConsoleReport, JsonLines, MetricsTable, Observer, Reporter, RunFacts, RunFolder
+from growkit.report import (
+    ConsoleReport,
+    Delayed,
+    JsonLines,
+    LadderTable,
+    MetricsTable,
+    Observer,
+    Reporter,
+    RunFacts,
+    RunFolder,
+)
 from growkit.surgery import Inputs
-from growkit.train import evaluate
+from growkit.trial import Trial
 
 __all__ = ["RESULT_VERSION", "RunResult", "Stage", "run"]
 
 RESULT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The training between two growth events: steps done before and after it, and the model it trained.
-
-    widths: of sites. depths: blocks at places that may become deeper. flops: forward per sample.
-    """
-
-    number: int
-    first_step: int
-    last_step: int
-    widths: dict[str, int]
-    params: int
-    flops: int
-    depths: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,13 +80,13 @@ def run(
         UserInputError: something the user gave does not fit; nothing has been written.
         GrowkitError: the run failed.
     """
-    started = _Clock()
+    started = Stopwatch()
     parts = assemble(config, model=model, data=data, writes=writes)
     with _Progress.open(parts, observers, writes, started) as progress:
-        while not parts.trainer.finished:
+        progress.train_stage()
+        while not parts.trainer.finished and parts.controller.due(progress.history):
+            progress.grow()
             progress.train_stage()
-            if not parts.trainer.finished and parts.controller.due(progress.history):
-                progress.grow()
         return progress.conclude()
 
 
@@ -99,47 +94,47 @@ def run(
 _INHERITED = sum(os.times()[2:4])
 
 
-@dataclass(frozen=True)
-class _Clock:
-    """CPU-seconds of this process and its children, and wall seconds, since it was made."""
-
-    cpu: float = field(default_factory=lambda: sum(os.times()[:4]))
-    wall: float = field(default_factory=time.perf_counter)
-
-    def cpu_seconds(self) -> float:
-        return round(sum(os.times()[:4]) - self.cpu, 3)
-
-    def wall_seconds(self) -> float:
-        return round(time.perf_counter() - self.wall, 3)
-
-
 @dataclass
 class _Progress:
-    """A run under way: the parts, the books, and who is told."""
+    """A run under way: the parts, the books, the ladder of its stages, and who is told."""
 
     parts: Assembly
+    books: Books
     report: Reporter
     folder: Path | None
-    history: History
-    started: _Clock
     stages: list[Stage] = field(default_factory=list)
     events: list[GrowthEvent] = field(default_factory=list)
-    first_gradients: dict[str, float] = field(default_factory=dict)  # smallest seen per site
-    validation: Evaluation | None = None
 
     @classmethod
-    def open(cls, parts: Assembly, observers: Sequence[Observer] | None, writes: bool, started: _Clock) -> _Progress:
+    def open(cls, parts: Assembly, observers: Sequence[Observer] | None, writes: bool, started: Stopwatch) -> _Progress:
         watching = list(observers) if observers is not None else [ConsoleReport()]
-        run_folder = None
+        run_folder, recorders = None, list[Observer]()
         if writes:
             run_folder = RunFolder(parts.config.run.root, parts.config.run.name or "run")
-            watching = [run_folder, *_recorders(run_folder.path, parts.config.run.tensorboard), *watching]
-        folder = None if run_folder is None else run_folder.path
-        progress = cls(parts, Reporter(watching), folder, History(parts.clock), started)
+            recorders = [run_folder, *_recorders(run_folder.path, parts.config.run.tensorboard)]
+            watching = [*recorders, *watching]
+        folder, report = None if run_folder is None else run_folder.path, Reporter(watching)
+        books = Books(
+            parts.trainer,
+            History(parts.clock),
+            report,
+            started,
+            parts.aftermath,
+            outlook=None if parts.clock.flops is None or parts.plan is not None else parts.outlook,
+            new_units=parts.controller.new_gradients,
+        )
+        books.measure_model(parts.widths, parts.depths)
+        progress = cls(parts, books, report, folder)
         progress._start()
-        if run_folder is not None and run_folder.problem is not None:
-            progress.report.warned(run_folder.problem)
+        for recorder in recorders:
+            if recorder.problem is not None:
+                report.warned(recorder.problem)
         return progress
+
+    @property
+    def history(self) -> History:
+        """What growth policies may read."""
+        return self.books.history
 
     def __enter__(self) -> _Progress:
         return self
@@ -155,14 +150,8 @@ class _Progress:
         finally:
             self.report.close()
 
-    @property
-    def cost(self) -> TrainingCost:
-        """The ledger; the trainer books its steps."""
-        return self.parts.trainer.cost
-
     def _start(self) -> None:
-        parts = self.parts
-        self._measure_model()
+        parts, books = self.parts, self.books
         self.report.started(
             RunFacts(
                 config=parts.config,
@@ -177,15 +166,15 @@ class _Progress:
                     **({"reading": parts.data.reading} if parts.data.reading else {}),
                 },
                 model=type(parts.model).__name__ if parts.seed_settings is None else parts.config.model.name,
-                widths=parts.widths,
+                widths=books.widths,
                 targets=parts.controller.targets,
                 refusals=parts.controller.refusals,
                 plan=parts.plan,
-                depths=parts.depths,
+                depths=books.depths,
                 depth_targets=dict(parts.controller.depths.targets),
                 place_refusals=parts.controller.depths.refusals,
-                params=self.params,
-                flops=self.flops,
+                params=books.params,
+                flops=books.flops,
                 total_steps=parts.clock.total_steps,
                 steps_per_epoch=parts.clock.steps_per_epoch,
             )
@@ -194,24 +183,33 @@ class _Progress:
             self.report.warned(message)
 
     def train_stage(self) -> None:
-        """Train until growth is due or the steps are done."""
-        first_step = self.parts.trainer.step
-        self.parts.trainer.train_stage(stop=self._stop, on_step=self._after_step, on_epoch=self._after_epoch)
-        self.stages.append(
-            Stage(
-                len(self.stages),
-                first_step,
-                self.parts.trainer.step,
-                self.parts.widths,
-                self.params,
-                self.flops,
-                self.parts.depths,
-            )
-        )
-        self.save_stage(self.stages[-1].number)
+        """Train until growth is due or the steps are done, and enter the model that this leaves in the ladder."""
+        trainer, first_step = self.parts.trainer, self.stages[-1].last_step if self.stages else 0
+        begun_on_trial = trainer.step > first_step  # growth may be due as soon as a trial is over
+        if not (begun_on_trial and self._stop(trainer.step)):
+            self.books.train(self._stop)
+        stage = self._stage(first_step)
+        self.stages.append(stage)
+        self.save_stage(stage.number)
+        self.report.stage(stage)
 
     def grow(self) -> None:
-        """One growth event on a fresh batch of training data."""
+        """One growth event; with `growth.trial` it stands, or is undone, by what the next steps show."""
+        trial, train_flops = self.parts.config.growth.trial, self.books.cost.training
+        if trial is None:
+            event, told = self._event(), Delayed()
+        else:
+            on_trial = Trial(self.books, self.parts.controller, trial)
+            event, told = on_trial.run(self._event), on_trial.told
+        self.books.cost.add("growth", event.flops_spent + self.parts.controller.take_measuring_flops())
+        self.events.append(event)
+        self.report.growth(event, self.books.widths, train_flops)
+        for note in self.books.notes:
+            self.report.warned(note)
+        told.pass_on(self.report)
+
+    def _event(self) -> GrowthEvent:
+        """A growth event on a fresh batch of training data."""
         parts = self.parts
         size = getattr(parts.config.growth.initializer, "batch_size", parts.config.train.batch_size)
         stream = parts.streams.generator("growth")
@@ -222,14 +220,9 @@ class _Progress:
         )
         edits = len(parts.controller.edits)
         event = parts.controller.grow(parts.trainer.optimizer, Inputs((inputs,)), targets, self.history)
-        notes = parts.aftermath.follow(parts.controller.edits[edits:], event.step)
-        self.cost.add("growth", event.flops_spent + parts.controller.take_measuring_flops())
-        self.events.append(event)
-        self._measure_model()
-        self._look_ahead()
-        self.report.growth(event, parts.widths, self.cost.training)
-        for note in notes:
-            self.report.warned(note)
+        self.books.measure_model(parts.widths, parts.depths)
+        self.books.follow(parts.controller.edits[edits:], event.step)
+        return event
 
     def save_stage(self, number: int) -> None:
         """Write the model as it is into `stages/`."""
@@ -238,36 +231,37 @@ class _Progress:
 
     def conclude(self) -> RunResult:
         """Evaluate on the test split, write the final model and the result."""
-        parts = self.parts
-        test = self._evaluate("test")
+        parts, books = self.parts, self.books
+        test = self.books.evaluate("test")
         parts.model.eval()
         if self.folder is not None:
             save_model(self.folder / "model", parts.model, self._architecture())
         result = {
             "version": RESULT_VERSION,
             "test": _scores(test),
-            "validate": _scores(self.validation),
+            "validate": _scores(books.validation),
             "train": self._last_training(),
-            "params": self.params,
-            "flops": self.flops,
-            "train_flops": self.cost.training,
-            "other_flops": dict(self.cost.other),
+            "params": books.params,
+            "flops": books.flops,
+            "train_flops": books.cost.training,
+            "other_flops": dict(books.cost.other),
             "planned_train_flops": parts.planned_flops,
-            "cpu_seconds": self.started.cpu_seconds(),
+            "cpu_seconds": books.watch.cpu_seconds(),
             "process_cpu_seconds": round(sum(os.times()[:4]) - _INHERITED, 3),
-            "wall_seconds": self.started.wall_seconds(),
+            "wall_seconds": books.watch.wall_seconds(),
             "steps": parts.trainer.step,
             "epochs": parts.trainer.epoch,
             "events": sum(event.undone is None for event in self.events),
             "seed": parts.config.seed,
             "control": parts.config.control,
-            "widths": parts.widths,
-            "depths": parts.depths,
+            "widths": books.widths,
+            "depths": books.depths,
+            "ladder": Ladder(self.stages).summary(),
             "largest_change": {
                 mode: max((getattr(event.change, mode) for event in self.events), default=None)
                 for mode in ("eval", "train")
             },
-            "smallest_new_gradient": min(self.first_gradients.values(), default=None),
+            "smallest_new_gradient": min(books.first_gradients.values(), default=None),
             "inputs": _inputs_of(parts.data),
             "wrong_labels": parts.data.wrong_labels,
             "outputs": {"mean": parts.data.target_mean.tolist(), "std": parts.data.target_std.tolist()},
@@ -285,67 +279,34 @@ class _Progress:
             return False
         due = controller.due(self.history)
         if flops := controller.take_measuring_flops():
-            self.cost.add("growth", flops)
+            self.books.cost.add("growth", flops)
         for note in controller.take_notes():
             self.report.no_growth(step, note)
         return due
 
-    def _after_step(self, step: int) -> None:
-        self.history.step, self.history.wall_seconds = step, self.started.wall_seconds()
-        if norms := self.parts.controller.new_gradients(step):
-            self.report.new_units(step, norms)
-            if step == self.history.growths[-1].step + 1:
-                self.first_gradients |= {
-                    site: min(norm, self.first_gradients.get(site, norm)) for site, norm in norms.items()
-                }
-        self.report.step(step)
-
-    def _after_epoch(self, train: Evaluation) -> None:
-        trainer = self.parts.trainer
-        self.validation = self._evaluate("validate")
-        record = EpochRecord(
-            step=trainer.step,
-            epoch=trainer.epoch,
-            learning_rate=trainer.learning_rate,
-            train_loss=train.loss,
-            train_accuracy=train.accuracy,
-            validate_loss=None if self.validation is None else self.validation.loss,
-            validate_accuracy=None if self.validation is None else self.validation.accuracy,
-            params=self.params,
-            flops=self.flops,
-            train_flops=self.cost.training,
-            cpu_seconds=self.started.cpu_seconds(),
-            wall_seconds=self.started.wall_seconds(),
-            train_metrics=train.metrics,
-            validate_metrics={} if self.validation is None else self.validation.metrics,
-            depths=self.parts.depths,
+    def _stage(self, first_step: int) -> Stage:
+        """The stage that ends here: what its model costs, and how it does on the validate split."""
+        parts, books, batch = self.parts, self.books, self.parts.config.growth.budget.latency_batch
+        scores = books.evaluate_samples("validate")
+        books.cost.add("evaluation", LATENCY_CALLS * batch * books.flops)
+        return Stage(
+            number=len(self.stages),
+            first_step=first_step,
+            last_step=parts.trainer.step,
+            widths=books.widths,
+            params=books.params,
+            flops=books.flops,
+            train_flops=books.cost.training,
+            latency_ms=parts.controller.latency_ms(Inputs((parts.data.example(batch),))),
+            latency_batch=batch,
+            validate=None if scores is None else _scores(scores.evaluation),
+            standard_error=None if scores is None else scores.standard_error,
+            depths=books.depths,
         )
-        self.history.epochs.append(record)
-        self.report.epoch(record, self.parts.widths)
 
     def _last_training(self) -> dict[str, float | None]:
         last = self.history.epochs[-1]
         return {"accuracy": last.train_accuracy, "loss": last.train_loss, **last.train_metrics}
-
-    def _evaluate(self, split: str) -> Evaluation | None:
-        parts = self.parts
-        result = evaluate(parts.model, parts.data, split, parts.compute, loss=parts.config.train.loss)
-        if result is not None:
-            self.cost.add("evaluation", self.flops * result.samples)
-        return result
-
-    def _measure_model(self) -> None:
-        self.params = count_params(self.parts.model)
-        self.flops = count_flops(self.parts.model, self.parts.data.example(2)).total
-        self.parts.trainer.flops_per_sample = self.flops
-
-    def _look_ahead(self) -> None:
-        """A run that its FLOPs end is shorter after an event; what was planned knows that already."""
-        parts = self.parts
-        if parts.clock.flops is None or parts.plan is not None:
-            return
-        left = parts.outlook.steps_left(self.cost.training, self.flops)
-        self.history.clock = replace(parts.clock, total_steps=parts.trainer.step + left)
 
     def _architecture(self) -> Architecture:
         parts = self.parts
@@ -360,7 +321,11 @@ class _Progress:
 
 
 def _recorders(folder: Path, tensorboard: bool) -> list[Observer]:
-    recorders: list[Observer] = [JsonLines((folder / "events.jsonl").open("w")), MetricsTable(folder / "metrics.csv")]
+    recorders: list[Observer] = [
+        JsonLines((folder / "events.jsonl").open("w")),
+        MetricsTable(folder / "metrics.csv"),
+        LadderTable(folder),
+    ]
     if tensorboard:
         from growkit.report.tensorboard import TensorBoard
 

@@ -52,6 +52,16 @@ class Streams:
             self._generators[name] = torch.Generator().manual_seed(self.seed_of(name))
         return self._generators[name]
 
+    def fork(self) -> Streams:
+        """The same generators, with lent streams that go on from here on their own."""
+        other = Streams(self.seed)
+        other._generators, other._lent = self._generators, dict(self._lent)
+        return other
+
+    def rejoin(self, other: Streams) -> None:
+        """Go on, in place, from where the lent streams of a fork have come to."""
+        self._lent = dict(other._lent)
+
     @contextmanager
     def lent(self, name: str) -> Iterator[None]:
         """Let the global generators serve the stream `name` for a block, for what takes no generator: dropout.

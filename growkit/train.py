@@ -1,59 +1,29 @@
-"""One train stage: steps, epochs, evaluation. It knows nothing of growth; it only stops when it is told to."""
+"""One train stage: steps and epochs. It knows nothing of growth; it only stops when it is told to."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from itertools import tee
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from growkit.config.train import AutoLossSettings, LossSettings, TrainSettings
+from growkit.config.train import TrainSettings
 from growkit.cost import TrainingCost
 from growkit.data import Data, batches, num_batches
 from growkit.device import ComputePolicy, lacks_memory
 from growkit.errors import GrowkitError, TrainingError
 from growkit.losses import build_loss, is_cross_entropy
 from growkit.metrics import Evaluation, Meter
-from growkit.rng import Streams, isolated
+from growkit.rng import Streams
 from growkit.schedule import rate_factor
+from growkit.twins import become, twin_of
 
-__all__ = ["Trainer", "evaluate"]
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    data: Data,
-    split: str,
-    compute: ComputePolicy,
-    batch_size: int = 1000,
-    loss: LossSettings = AutoLossSettings(),  # noqa: B008 - frozen
-) -> Evaluation | None:
-    """Loss (without label smoothing) and metrics of `model` on a split; None where the split is empty.
-
-    The mode of every submodule and torch's random state are as before.
-
-    Raises:
-        DataError: there is no such split.
-    """
-    if len(data.split(split)) == 0:
-        return None
-    meter, loss_of = Meter(data.task, is_cross_entropy(loss), data.target_std), build_loss(loss, data.task)
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with isolated():
-            model.eval()
-            for inputs, targets in batches(data, split, batch_size, channels_last=compute.channels_last):
-                with compute.autocast():
-                    outputs = model(inputs)
-                meter.add(loss_of(outputs, targets), outputs, targets)
-    finally:
-        for module, training in modes:
-            module.training = training
-    return meter.result()
+__all__ = ["Trainer"]
 
 
 @dataclass
@@ -86,13 +56,14 @@ class Trainer:
     cost: TrainingCost = field(default_factory=TrainingCost)
     last_batch_size: int = 0
     last_passes: int = 1
-    _source: Generator[tuple[Tensor, Tensor], None, None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.loss = build_loss(self.settings.loss, self.data.task, self.settings.label_smoothing)
         self.steps_per_epoch = num_batches(self.data, "train", self.settings.batch_size, training=True)
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._meter = self._new_meter()
+        self._source = self._endless()
+        self._feed: Iterator[tuple[Tensor, Tensor]] = self._source
         assert self.steps_per_epoch > 0, "a train split of one sample gives no training batch"
 
     @property
@@ -190,27 +161,53 @@ class Trainer:
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base * factor
 
+    def fork(self) -> Trainer:
+        """One that goes on from here on its own, with a twin of the model and of the optimizer.
+
+        Both get the same batches, which are kept while one of them is ahead; `rejoin` or `part` ends that.
+
+        Raises:
+            ModelError: the model allows no copy.
+        """
+        other = copy.copy(self)
+        other.model, other.optimizer = twin_of(self.model, self.optimizer)
+        other.streams, other._meter = self.streams.fork(), copy.copy(self._meter)
+        other.cost = TrainingCost(**self.cost.to_json())
+        self._feed, other._feed = tee(self._source)
+        return other
+
+    def part(self) -> None:
+        """Let the fork be: batches come for this trainer alone from now on, which must not be behind its fork."""
+        self._feed = self._source
+
+    def rejoin(self, fork: Trainer) -> None:
+        """Go on, in place, from where a fork has come to; it is spent then. The model must have its old structure."""
+        become(self.model, self.optimizer, fork.model, fork.optimizer)
+        self.streams.rejoin(fork.streams)
+        self.step, self.epoch, self._meter = fork.step, fork.epoch, fork._meter
+        self.last_batch_size, self.last_passes = fork.last_batch_size, fork.last_passes
+        self.cost, self.flops_per_sample = fork.cost, fork.flops_per_sample
+        self.part()
+
     def close(self) -> None:
         """End the processes that read samples ahead, where there are any."""
-        if self._source is not None:
-            self._source.close()
-            self._source = None
+        self._source.close()
+        self._source = self._feed = self._endless()
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
+        return next(self._feed)
+
+    def _endless(self) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Pass after pass over the train split."""
         while True:
-            if self._source is None:
-                self._source = batches(
-                    self.data,
-                    "train",
-                    self.settings.batch_size,
-                    order=self.streams.generator("order"),
-                    augmentation=self.streams.generator("augmentation"),
-                    channels_last=self.compute.channels_last,
-                )
-            batch = next(self._source, None)
-            if batch is not None:
-                return batch
-            self._source = None
+            yield from batches(
+                self.data,
+                "train",
+                self.settings.batch_size,
+                order=self.streams.generator("order"),
+                augmentation=self.streams.generator("augmentation"),
+                channels_last=self.compute.channels_last,
+            )
 
     def _new_meter(self) -> Meter:
         plain = is_cross_entropy(self.settings.loss, self.settings.label_smoothing)

@@ -11,6 +11,7 @@ from growkit.graph import Refusal
 from growkit.growth.base import EpochRecord, GrowthDecision, Nothing
 from growkit.growth.event import GrowthEvent, SiteGrowth
 from growkit.growth.plan import GrowthPlan, PlannedEvent
+from growkit.ladder import Stage
 from growkit.report import (
     Observer,
     RunFacts,
@@ -57,6 +58,8 @@ EVENT = GrowthEvent(
     decisions=(GrowthDecision("a.fc", 2, "plateau: slope 0 +- 0.1; all sites", {"slope": 0.0}),),
 )
 
+STAGE = Stage(0, 0, 8, SEED, 1234, 56_789, 3_000_000, 0.5, 1, {"accuracy": 0.625, "loss": 1.25}, 0.05)
+
 NOTHING = Nothing("every site that may grow has its target width", ends=True)
 
 RESULT: dict[str, Any] = {
@@ -71,6 +74,13 @@ RESULT: dict[str, Any] = {
     "wall_seconds": 1.26,
     "steps": 16,
     "events": 1,
+    "ladder": {
+        "stages": 2,
+        "metric": "accuracy",
+        "within": 0.05,
+        "best": {"stage": 1, "accuracy": 0.8125, "params": 1300, "flops": 60_000},
+        "smallest": {"stage": 1, "accuracy": 0.8125, "params": 1300, "flops": 60_000},
+    },
     "folder": "runs/demo/now",
 }
 
@@ -84,6 +94,7 @@ def play(observer: Observer) -> None:
         observer.step(step)
         if step == 8:
             observer.epoch(EPOCHS[0], SEED)
+            observer.stage(STAGE)
             observer.growth(EVENT, GROWN, 3_000_000)
     observer.warned("mind this")
     observer.epoch(EPOCHS[1], GROWN)

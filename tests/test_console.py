@@ -93,12 +93,14 @@ def test_a_long_list_of_refusals_is_cut_and_says_so():
     assert len(lines) == 9 and lines[-1] == "stays     12 more; --dry-run lists all"
 
 
-def test_the_summary_is_six_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_summary_is_six_lines_and_one_for_the_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("runs/demo/now/tb").mkdir(parents=True)
     assert summary_lines(RESULT) == [
         "result    test 90.00% (loss 0.2500), validate 81.25% (loss 0.8750)",
         "model     1,300 parameters, 60kFLOPs per sample, after 1 growth events",
+        "ladder    2 stages; the smallest within one standard error (5.00%) of the best validate accuracy (81.25%) is "
+        "stage 1: 81.25%, 1,300 parameters, 60kFLOPs per sample",
         "cost      6.5MFLOPs of training, 1MFLOPs of growth and evaluation",
         "time      1.0 CPU-seconds, 3.5 with the program's start; 1.3 s",
         "files     runs/demo/now",
@@ -107,7 +109,7 @@ def test_the_summary_is_six_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_run_without_tensorboard_names_another_next_step():
-    assert summary_lines(RESULT)[5] == "next      growkit.load('runs/demo/now') in Python gives the model"
+    assert summary_lines(RESULT)[-1] == "next      growkit.load('runs/demo/now') in Python gives the model"
 
 
 def test_a_long_warning_is_cut_on_the_terminal_alone():
@@ -119,9 +121,10 @@ def test_a_long_warning_is_cut_on_the_terminal_alone():
 
 
 def test_the_summary_of_a_run_without_files_accuracy_or_splits():
-    bare = {**RESULT, "test": None, "validate": None, "folder": None}
-    assert [summary_lines(bare)[i] for i in (0, 4, 5)] == [
+    bare = {**RESULT, "test": None, "validate": None, "folder": None, "ladder": None}
+    assert [summary_lines(bare)[i] for i in (0, 2, 5, 6)] == [
         "result    no test or validate split",
+        "ladder    not judged, for there is no validate split",
         "files     none written",
         "next      pass root= to keep a run folder",
     ]

@@ -83,6 +83,9 @@ def test_the_run_folder_tells_of_blocks_and_their_sites(tmp_path: Path):
     assert [row["depth/blocks.1"] for row in rows] == ["1", "1", "2", "2", "2"]
     assert [row["width/blocks.0+1.inner"] for row in rows] == ["", "", "9", "12", "12"]
     assert result.result["depths"] == {"blocks.0": 2, "blocks.1": 2}
+    rungs = list(csv.DictReader(io.StringIO((result.folder / "pareto.csv").read_text())))
+    assert [row["depth/blocks.1"] for row in rungs] == ["1", "1", "2", "2"]
+    assert [row["width/blocks.0+1.inner"] for row in rungs] == ["", "", "9", "12"]
 
 
 def test_a_plan_in_depth_is_what_the_run_spends(tmp_path: Path):

@@ -20,11 +20,11 @@ from growkit.data import SPLITS, data_from_user, load_data
 from growkit.data.text import BEGIN, END, PADDING, docstrings
 from growkit.device import choose_compute
 from growkit.errors import DataError, ModelError
+from growkit.evaluation import evaluate
 from growkit.losses import build_loss
 from growkit.models import build_model
 from growkit.rng import isolated
 from growkit.surgery import Inputs, verify_sites
-from growkit.train import evaluate
 
 WORDS = "the quick brown fox jumps over the lazy dog, "
 

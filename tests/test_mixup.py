@@ -18,11 +18,12 @@ from growkit.data import Data, batches, data_from_user
 from growkit.data.mixup import Mixture, class_shares, draw_mixture
 from growkit.device import ComputePolicy
 from growkit.errors import DataError
+from growkit.evaluation import evaluate
 from growkit.losses import build_loss
 from growkit.metrics import Evaluation
 from growkit.optim import build_optimizer
 from growkit.rng import Streams
-from growkit.train import Trainer, evaluate
+from growkit.train import Trainer
 
 FP32 = ComputePolicy("cpu", "fp32", False, "test")
 SPLIT = SplitSettings.model_validate({"test": 0.2, "validate": 0.2, "diagnose": 0.0, "accept": 0.0})

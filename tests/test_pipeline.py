@@ -89,7 +89,8 @@ def test_every_stage_can_be_loaded(grown: RunResult):
 def test_the_run_folder_is_complete(grown: RunResult):
     assert grown.folder is not None
     names = {path.name for path in grown.folder.iterdir()}
-    assert names == {"config.yaml", "env.json", "events.jsonl", "metrics.csv", "stages", "model", "result.json"}
+    tables = {"events.jsonl", "metrics.csv", "pareto.csv", "pareto.png"}
+    assert names == {"config.yaml", "env.json", *tables, "stages", "model", "result.json"}
     assert (grown.folder.parent / "latest").resolve() == grown.folder.resolve()
     assert load_config(grown.folder / "config.yaml").model.name == "wrn"
 
@@ -177,7 +178,7 @@ def test_an_interrupt_keeps_what_was_logged(tmp_path: Path):
         run(config, observers=[_Interrupt(after=20)])
     folder = tmp_path / "wrn_quarter" / "latest"
     kinds = [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
-    assert kinds == ["started", "epoch", "growth", *["new_units"] * 3, "interrupted"]  # 1, 2 and 4 steps after
+    assert kinds == ["started", "epoch", "stage", "growth", *["new_units"] * 3, "interrupted"]  # 1, 2 and 4 steps after
     assert not (folder / "result.json").exists()
     assert growkit.load(folder, stage=1).blocks[0].conv1.out_channels == 8
     assert len((folder / "metrics.csv").read_text().splitlines()) == 2

@@ -157,8 +157,8 @@ def test_growth_that_has_reached_its_targets_says_so(tmp_path: Path) -> None:
         (
             {"growth.when": "plateau", "control": "seed"},
             "control needs a growth plan known in advance, and growth.when 'plateau' depends on training; use "
-            "growth.when: periodic with a growth.where and growth.how_many that measure nothing, or give the length of "
-            "the run as train.flops",
+            "growth.when: periodic with a growth.where and growth.how_many that measure nothing and no growth.trial, "
+            "or give the length of the run as train.flops",
         ),
     ],
     ids=["too late", "no validate split", "control"],
@@ -339,7 +339,7 @@ def test_an_event_that_is_fast_enough_stands_and_its_timing_is_paid_for(monkeypa
 
 
 def test_a_run_goes_on_after_an_event_that_was_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([1.0, 2.0, 9.0])
+    times = iter([1.0, 1.0, 2.0, 2.0, *[9.0] * 9])  # of the seed, then of each stage and of each event
     monkeypatch.setattr(controller_module, "measure_latency", lambda call, device: next(times))
     result = quick_run(tmp_path, when={"start": 1, "every": 1}, budget={"latency_ms": 5.0})
     assert [event["undone"] is None for event in lines(result, "growth")] == [True, False]

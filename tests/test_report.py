@@ -34,13 +34,14 @@ def test_every_event_is_a_line_of_json():
     stream = io.StringIO()
     play(JsonLines(stream, keep_open=True))
     lines = [strict(line) for line in stream.getvalue().splitlines()]
-    kinds = ["started", "epoch", "growth", "new_units", "warning", "epoch", "no_growth", "finished"]
+    kinds = ["started", "epoch", "stage", "growth", "new_units", "warning", "epoch", "no_growth", "finished"]
     assert [line["event"] for line in lines] == kinds
     assert all(line["version"] == 1 and abs(line["time"] - time.time()) < 60 for line in lines)
-    started, epoch, growth, units, warning, _, nothing, finished = lines
+    started, epoch, stage, growth, units, warning, _, nothing, finished = lines
     assert started["plan"] == [{"step": 8, "widths": GROWN}] and started["config"]["run"]["name"] == "demo"
     assert started["refusals"][0]["reason"] == "is the model's output"
     assert epoch["train_loss"] == 1.5 and epoch["widths"] == SEED
+    assert stage["last_step"] == 8 and stage["validate"] == {"accuracy": 0.625, "loss": 1.25}
     assert growth["grown"][0]["new_width"] == 6 and growth["change"] == {"eval": 0.0, "train": 1e-7}
     assert growth["train_flops"] == 3_000_000 and growth["undone"] is None
     assert growth["decisions"][0]["reason"].startswith("plateau: slope") and growth["decisions"][0]["scores"]

@@ -14,11 +14,12 @@ from growkit.config.train import AdamSettings, AutoLossSettings, CosineSettings,
 from growkit.data import Data, batches, data_from_user
 from growkit.device import ComputePolicy
 from growkit.errors import DataError, TrainingError
+from growkit.evaluation import evaluate
 from growkit.losses import build_loss
 from growkit.metrics import Evaluation
 from growkit.optim import build_optimizer
 from growkit.rng import Streams
-from growkit.train import Trainer, evaluate
+from growkit.train import Trainer
 
 FP32 = ComputePolicy("cpu", "fp32", False, "test")
 BF16 = ComputePolicy("cpu", "bf16", True, "test")

@@ -22,6 +22,7 @@ from growkit.config.policies import (
     NeverSettings,
     PeriodicSettings,
     RoundRobinSettings,
+    TrialSettings,
     has_set_times,
 )
 
@@ -51,6 +52,7 @@ __all__ = [
     "RoundRobinSettings",
     "SplittingSettings",
     "TinySettings",
+    "TrialSettings",
     "VarianceTransferSettings",
     "ZeroSettings",
 ]
@@ -277,6 +279,7 @@ class GrowthSettings(Settings):
     initialises sites the initializer cannot serve; null refuses them.
     tolerance: largest relative change of the outputs (fp32) that an event may cause; under initializers that change the
     function by design (firefly, splitting, tiny) the change with silent new units, before those are given their values.
+    trial: whether an event is first tried for some steps, and undone where it does not pay; null lets all stand.
     optimizer: what becomes of the optimizer after an event.
     """
 
@@ -292,6 +295,7 @@ class GrowthSettings(Settings):
     depth: DepthSettings = DepthSettings()
     budget: BudgetSettings = BudgetSettings()
     tolerance: Positive = 1e-5
+    trial: TrialSettings | None = None
     optimizer: AfterGrowthSettings = AfterGrowthSettings()
 
     @model_validator(mode="before")

@@ -33,6 +33,7 @@ __all__ = [
     "RankThresholdSettings",
     "RoundRobinSettings",
     "SpreadSettings",
+    "TrialSettings",
     "has_set_times",
 ]
 
@@ -325,3 +326,22 @@ class BudgetSettings(Settings):
         if self.latency_ms is None and self.latency_batch != 1:
             raise ValueError(f"latency_batch needs latency_ms, got latency_batch {self.latency_batch} alone")
         return self
+
+
+class TrialSettings(Settings):
+    """Try before commit: an event stands only where the grown model does better than the one that did not grow.
+
+    Both train for so many steps on the same batches, then their losses on the validate split are compared sample by
+    sample. The event stands if the grown model's is lower by more than margin * loss + sigmas * standard error, and the
+    run goes on with that model; else it is undone, and the run goes on with the other one, as if it had never grown.
+    Nothing is trained twice; what the losing model cost counts as growth. No event begins when fewer steps are left;
+    where train.flops ends the run of the grown model earlier, that ends the trial.
+    steps: of the trial; null is one epoch. margin: a share of the loss of the model that did not grow. sigmas: how many
+    standard errors of the difference. attempts: a site is given up after so many events in a row that were undone; null
+    is never: it may be tried again at the next event.
+    """
+
+    steps: Count | None = None
+    margin: NonNegative = 0.0
+    sigmas: NonNegative = 1.0
+    attempts: Count | None = None

@@ -48,7 +48,7 @@ PACKAGES = (
     Package("scikit-learn", "sklearn.datasets", "data 'digits'"),
     Package("pillow", "PIL.Image", "data 'imagefolder'"),
     Package("torchvision", "torchvision", "data 'cifar10' and 'cifar100', models torchvision:NAME"),
-    Package("matplotlib", None, "pictures in TensorBoard"),
+    Package("matplotlib", None, "the picture of the ladder, pictures in TensorBoard"),
     Package("optuna", None, "tuning, which is not there yet"),
     Package("jinja2", None, "reports, which are not there yet"),
 )

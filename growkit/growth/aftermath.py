@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -53,6 +53,22 @@ class Aftermath:
     def rate(self, step: int) -> float:
         """What the scheduled learning rate is multiplied by for optimizer step number `step`, from 0."""
         return 1.0 if self._last is None else rewarm_factor(self.settings, step - self._last)
+
+    def fork(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Aftermath:
+        """The same of twins of the model and the optimizer, to go on from here on its own."""
+        other = replace(self, model=model, optimizer=optimizer, _told=set(self._told))
+        other._learn_parts(self)
+        return other
+
+    def rejoin(self, fork: Aftermath) -> None:
+        """Go on from where a fork has come to, the model having its old structure again."""
+        self._told, self._last = fork._told, fork._last
+        self._learn_parts(fork)
+
+    def _learn_parts(self, other: Aftermath) -> None:
+        if self.part_rates is not None and other.part_rates is not None:
+            twins = dict(zip(other.model.parameters(), self.model.parameters(), strict=True))
+            self.part_rates.take_over(other.part_rates, twins)
 
     def _forget(self, records: Sequence[Record]) -> None:
         if self.settings.state == "reset_all":

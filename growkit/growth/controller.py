@@ -74,7 +74,7 @@ class GrowthController:
         self.fallback = None if self.settings.fallback is None else build_initializer(self.settings.fallback)
         self.counted = Flops(self.sites.graph.flops(), ())  # of the seed, per sample
         self._newborn = NewUnits()
-        self._operation, self._deepening = self._new_operation(), self._new_deepening()  # of the event under way
+        self._before: _Before | None = None  # the last event, or the one under way
 
     @property
     def candidates(self) -> Candidates:
@@ -126,11 +126,11 @@ class GrowthController:
         return self.costs.beyond_graph
 
     def plan(self, clock: Clock) -> GrowthPlan | None:
-        """The events to come, if the policy knows them in advance.
+        """The events to come, if the policy knows them in advance, and they will stand.
 
         None in mode "both": which sites a new block brings, and what they cost, is known when it stands.
         """
-        if self.settings.mode == "both" and self.settings.when.name != "never":
+        if self.settings.trial is not None or (self.settings.mode == "both" and self.settings.when.name != "never"):
             return None
         return plan_growth(self.policy, self.ground.states, clock, self._decider.limits)
 
@@ -183,7 +183,7 @@ class GrowthController:
                 event = self._judged(self._grow(optimizer, inputs, targets, history), inputs)
         except _Undone as undone:
             event = undone.event
-            self.ground = self.ground.without(event.refused)
+            self.give_up(event.refused)
         return replace(event, cpu_seconds=time.process_time() - started)
 
     def _judged(self, event: GrowthEvent, inputs: Inputs) -> GrowthEvent:
@@ -279,6 +279,23 @@ class GrowthController:
             flops_spent=event.flops_spent + len(targets) * operation.flops_verifying,
         )
 
+    def take_back(self, history: History) -> GrowthRecord:
+        """Undo the last event, in place: model, optimizer state, sites, records and `history` as they were before it.
+
+        Tensors that it has changed get the values from before it, whatever was trained since; all others keep theirs.
+
+        Returns:
+            What the history held of it.
+        """
+        assert self._before is not None, "there must have been an event"
+        record, before, self._before = history.growths[-1], self._before, None
+        self._restore(before, history)
+        return record
+
+    def give_up(self, refusals: Sequence[Refusal]) -> None:
+        """Never again grow the sites and places that the refusals name."""
+        self.ground = self.ground.without(refusals)
+
     def _deepen(
         self, event: GrowthEvent, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, before: Look
     ) -> GrowthEvent:
@@ -304,22 +321,43 @@ class GrowthController:
     @contextmanager
     def _all_or_nothing(self, history: History) -> Iterator[None]:
         """Put back all that an event changes if it does not come to its end, whatever stopped it."""
-        self._operation, self._deepening = self._new_operation(), self._new_deepening()
-        widths = [(site, site.width) for site in self.sites]
-        ground, newborn = self.ground, self._newborn
-        edits, growths = len(self.edits), len(history.growths)
-        self.ground = ground.copied()
+        before = self._before = _Before(
+            self._new_operation(),
+            self._new_deepening(),
+            [(site, site.width) for site in self.sites],
+            self.ground,
+            self._newborn,
+            len(self.edits),
+            len(history.growths),
+        )
+        self.ground = self.ground.copied()
         try:
             yield
         except BaseException:
-            self._deepening.take_back()
-            self._operation.take_back()
-            for site, width in widths:  # copies that were measured share the sites
-                site.resize(width)
-            del self.edits[edits:], history.growths[growths:]
-            self._newborn = newborn
-            self._stand_on(ground)
+            self._restore(before, history)
             raise
+
+    def _restore(self, before: _Before, history: History) -> None:
+        before.deepening.take_back()
+        before.operation.take_back()
+        for site, width in before.widths:  # copies that were measured share the sites
+            site.resize(width)
+        del self.edits[before.edits :], history.growths[before.growths :]
+        self._newborn = before.newborn
+        self._stand_on(before.ground)
+
+    @property
+    def _operation(self) -> Operation:
+        return self._under_way.operation
+
+    @property
+    def _deepening(self) -> Deepening:
+        return self._under_way.deepening
+
+    @property
+    def _under_way(self) -> _Before:
+        assert self._before is not None, "an event is under way"
+        return self._before
 
     def _new_operation(self) -> Operation:
         return Operation(self.model, self.sites, self.compute, self.settings.tolerance)
@@ -369,6 +407,19 @@ class GrowthController:
 
     def _look(self, inputs: Inputs, targets: Tensor, seen: Observation | None = None) -> Look:
         return look_at(self.model, self.loss, self.compute, inputs, targets, seen)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """All that an event changes, as it was before; `operation` and `deepening` know of model and optimizer."""
+
+    operation: Operation
+    deepening: Deepening
+    widths: list[tuple[GrowthSite, int]]
+    ground: Ground
+    newborn: NewUnits
+    edits: int
+    growths: int
 
 
 class _Undone(Exception):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from growkit.graph import Refusal
 from growkit.growth.base import GrowthDecision
 from growkit.surgery import FunctionChange
 
-__all__ = ["GrowthEvent", "PlaceGrowth", "SiteGrowth", "describe_refusals"]
+__all__ = ["GrowthEvent", "PlaceGrowth", "SiteGrowth", "TrialResult", "describe_refusals"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,46 @@ class PlaceGrowth:
 
 
 @dataclass(frozen=True)
+class TrialResult:
+    """How the grown model did beside the one that did not grow, after the same steps on the same batches.
+
+    Attributes:
+        steps: of the optimizer, on trial.
+        loss_ungrown, loss_grown: on the validate split after them.
+        gain: by how much the grown one's is lower; standard_error: of that, paired over the validate samples.
+        needed: what the gain had to exceed. All of these are None where one of the two could not train on.
+        flops: spent on training and evaluating the model that lost, and on judging both.
+        failures: why a model could not train on, by "grown" and "ungrown".
+    """
+
+    steps: int
+    loss_ungrown: float | None = None
+    loss_grown: float | None = None
+    gain: float | None = None
+    standard_error: float | None = None
+    needed: float | None = None
+    flops: int = 0
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pays(self) -> bool:
+        """Whether the event stands."""
+        if self.gain is None or self.needed is None:
+            return "grown" not in self.failures
+        return self.gain > self.needed
+
+    def __str__(self) -> str:
+        """In one line, with the numbers."""
+        told = "; ".join(f"the {which} model failed: {why}" for which, why in self.failures.items())
+        if self.gain is None:
+            return f"on trial for {self.steps} steps {told}"
+        return (
+            f"on trial for {self.steps} steps: validate loss {self.loss_grown:.6g} grown, {self.loss_ungrown:.6g} "
+            f"ungrown, lower by {self.gain:.3g} +- {self.standard_error:.2g} where {self.needed:.3g} was needed"
+        )
+
+
+@dataclass(frozen=True)
 class GrowthEvent:
     """One growth event.
 
@@ -77,6 +117,7 @@ class GrowthEvent:
         latency_ms: of the grown model, where the budget bounds it.
         undone: why the event was taken back; the model is then as it was before, and the rest says what was tried. None
             where the event stands.
+        trial: how it did on trial, where `growth.trial` asks for one.
     """
 
     step: int
@@ -96,6 +137,7 @@ class GrowthEvent:
     latency_ms: float | None = None
     undone: str | None = None
     waiting: tuple[Refusal, ...] = ()
+    trial: TrialResult | None = None
     deepened: tuple[PlaceGrowth, ...] = ()
 
 

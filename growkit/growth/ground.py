@@ -71,8 +71,8 @@ class Ground:
 
     @property
     def limits(self) -> Limits:
-        """The budget, with the costs that it bounds."""
-        return Limits(self.settings.budget, self.costs.params, self.costs.flops)
+        """The budget, with the costs that it bounds, and the trial that every event must have time for."""
+        return Limits(self.settings.budget, self.costs.params, self.costs.flops, self.settings.trial)
 
     def tried(self, model: nn.Module, inputs: Inputs, counted: Flops, initializers: Sequence[Initializer]) -> Ground:
         """What is left after trials on copies; sites and places that fail are given up.

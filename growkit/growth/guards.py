@@ -103,7 +103,7 @@ class ProgressGuard(_Guard):
         stage = len(history.epochs_since_growth())
         if not stage or len(losses) < len(history.epochs):
             return Why("progress_guard: no epoch since the last event")
-        if not history.growths:
+        if not history.events:
             stage -= 1  # the first epoch is what the others are held against
         if not stage:
             return Why("progress_guard: the first epoch")

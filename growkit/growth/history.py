@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from growkit.errors import UserInputError
@@ -78,6 +78,17 @@ class GrowthRecord:
     widths: Mapping[str, tuple[int, int]]
     flops: int | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        widths = {site: list(widths) for site, widths in self.widths.items()}
+        return {"step": self.step, "widths": widths, "flops": self.flops}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> GrowthRecord:
+        """Read what `to_json` wrote."""
+        widths = {site: (old, new) for site, (old, new) in record["widths"].items()}
+        return cls(record["step"], widths, record.get("flops"))
+
 
 @dataclass
 class History:
@@ -88,6 +99,7 @@ class History:
         step: optimizer steps done.
         epochs: one record per finished epoch, oldest first.
         growths: one record per growth event, oldest first.
+        tried: likewise of events that were undone after their trial; in all else they have left no trace here.
         wall_seconds: of the run so far.
         ended: why there will be no more growth; None while there may be.
     """
@@ -98,6 +110,12 @@ class History:
     growths: list[GrowthRecord] = field(default_factory=list)
     wall_seconds: float = 0.0
     ended: str | None = None
+    tried: list[GrowthRecord] = field(default_factory=list)
+
+    @property
+    def events(self) -> list[GrowthRecord]:
+        """All that grew or was tried, oldest first: what sets the pace."""
+        return sorted([*self.growths, *self.tried], key=lambda record: record.step)
 
     @property
     def epoch_closed(self) -> bool:
@@ -105,11 +123,15 @@ class History:
         return bool(self.epochs) and self.epochs[-1].step == self.step
 
     def epochs_since_growth(self) -> list[EpochRecord]:
-        """The epochs that began after the last growth event, oldest first."""
-        if not self.growths:
+        """The epochs that began after the last growth event, also one that was undone after its trial, oldest first."""
+        if not self.events:
             return list(self.epochs)
-        grown, starts = self.growths[-1].step, [0, *(record.step for record in self.epochs)]
+        grown, starts = self.events[-1].step, [0, *(record.step for record in self.epochs)]
         return [record for record, start in zip(self.epochs, starts, strict=False) if start >= grown]
+
+    def fork(self) -> History:
+        """The same so far, to go on from here on its own."""
+        return replace(self, epochs=list(self.epochs), growths=list(self.growths), tried=list(self.tried))
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form, with a version field (docs/formats.md)."""
@@ -118,10 +140,8 @@ class History:
             "clock": asdict(self.clock),
             "step": self.step,
             "epochs": [asdict(record) for record in self.epochs],
-            "growths": [
-                {"step": g.step, "widths": {k: list(v) for k, v in g.widths.items()}, "flops": g.flops}
-                for g in self.growths
-            ],
+            "growths": [record.to_json() for record in self.growths],
+            "tried": [record.to_json() for record in self.tried],
             "wall_seconds": self.wall_seconds,
             "ended": self.ended,
         }
@@ -142,10 +162,8 @@ class History:
             clock=Clock(**record["clock"]),
             step=record["step"],
             epochs=[EpochRecord(**epoch) for epoch in record["epochs"]],
-            growths=[
-                GrowthRecord(g["step"], {k: (v[0], v[1]) for k, v in g["widths"].items()}, g.get("flops"))
-                for g in record["growths"]
-            ],
+            growths=[GrowthRecord.from_json(growth) for growth in record["growths"]],
+            tried=[GrowthRecord.from_json(growth) for growth in record.get("tried", ())],
             wall_seconds=record["wall_seconds"],
             ended=record["ended"],
         )

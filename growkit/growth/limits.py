@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from growkit.config.policies import BudgetSettings
-from growkit.growth.base import History
+from growkit.config.policies import BudgetSettings, TrialSettings
+from growkit.growth.base import Clock, History
 
-__all__ = ["Cost", "Limits", "train_flops"]
+__all__ = ["Cost", "Limits", "train_flops", "trial_steps"]
 
 Cost = Callable[[Mapping[str, int]], int]
 """Of a model whose sites, by name, have these widths; sites that are left out have their present one."""
@@ -22,11 +22,13 @@ class Limits:
         budget: the settings.
         params: parameters of the model.
         flops: forward, per sample, of the model.
+        trial: of every event, which must end within the run; None where there is none.
     """
 
     budget: BudgetSettings = BudgetSettings()
     params: Cost = lambda widths: 0
     flops: Cost = lambda widths: 0
+    trial: TrialSettings | None = None
 
     def at(self, widths: Mapping[str, int]) -> Limits:
         """The same, sites that are left out having these widths."""
@@ -65,10 +67,18 @@ class Limits:
 
     def out_of_time(self, history: History) -> str | None:
         """Why no event may begin any more; None if one may."""
+        left = history.clock.total_steps - history.step
+        if self.trial is not None and (steps := trial_steps(self.trial, history.clock)) > left:
+            return f"growth.trial takes {steps} steps, and {left} are left"
         limit = self.budget.wall_seconds
         if limit is None or history.wall_seconds < limit:
             return None
         return f"growth.budget.wall_seconds is {limit:g}, and the run has taken {history.wall_seconds:.1f}"
+
+
+def trial_steps(trial: TrialSettings, clock: Clock) -> int:
+    """How many optimizer steps a trial takes."""
+    return trial.steps or clock.steps_per_epoch
 
 
 def train_flops(flops: Cost, history: History, widths: Mapping[str, int], wider: Mapping[str, int]) -> int:

@@ -85,7 +85,7 @@ class Plateau(Trigger):
         return too_late(clock, self.settings.window, "window")
 
     def asks(self, history: History) -> bool:
-        left_out = self.settings.cooldown if history.growths else 0
+        left_out = self.settings.cooldown if history.events else 0
         return _epoch_closed(history) and len(history.epochs_since_growth()) >= self.settings.window + left_out
 
     def due(self, history: History, prospects: Prospects | None = None) -> Why | None:

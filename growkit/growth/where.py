@@ -39,7 +39,7 @@ class RoundRobin(SiteSelector):
         self, sites: Sequence[SiteState], history: History, prospects: Prospects | None = None
     ) -> Mapping[str, Why]:
         # Fewest turns first keeps the order of the graph and skips full sites without losing anybody's turn.
-        turns = {site.name: sum(site.name in growth.widths for growth in history.growths) for site in sites}
+        turns = {site.name: sum(site.name in growth.widths for growth in history.events) for site in sites}
         chosen = sorted(turns, key=lambda name: turns[name])[: self.settings.sites_per_event]
         return {site.name: Why(f"round_robin: turn {turns[site.name] + 1}") for site in sites if site.name in chosen}
 

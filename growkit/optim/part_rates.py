@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,17 @@ class PartRates:
                 del self._parts[parameter]
             else:
                 self._parts[parameter] = parts
+
+    def take_over(self, other: PartRates, twins: Mapping[nn.Parameter, nn.Parameter]) -> None:
+        """Know in place of all else what another one knows.
+
+        Args:
+            other: of another optimizer, whose parameters have the shapes of these.
+            twins: to each of its parameters the one of this optimizer.
+        """
+        self._parts = {twins[one]: parts for one, parts in other._parts.items()}
+        self._growths = [{twins[one]: parts for one, parts in before.items()} for before in other._growths]
+        self._before.clear()
 
     def of(self, parameter: nn.Parameter) -> Tensor:
         """The present rates of the parts of a weight, oldest first, as multiples of the optimizer's, [parts]."""

@@ -2,12 +2,16 @@
 
 from growkit.report.console import ConsoleReport, summary_lines
 from growkit.report.events import JsonLines
-from growkit.report.folder import MetricsTable, RunFolder, write_atomically
-from growkit.report.observer import Observer, Reporter, RunFacts
+from growkit.report.files import write_atomically
+from growkit.report.folder import MetricsTable, RunFolder
+from growkit.report.ladder import LadderTable
+from growkit.report.observer import Delayed, Observer, Reporter, RunFacts
 
 __all__ = [
     "ConsoleReport",
+    "Delayed",
     "JsonLines",
+    "LadderTable",
     "MetricsTable",
     "Observer",
     "Reporter",

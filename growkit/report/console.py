@@ -132,6 +132,8 @@ class ConsoleReport(Observer):
             f"loss {event.loss_before:.6f} -> {event.loss_after:.6f}   "
             f"change {event.change.eval:.1e} eval, {event.change.train:.1e} train"
         )
+        if event.trial is not None:
+            lines.append(f"{event.trial}: {'undone' if event.undone else 'kept'}")
         if event.latency_ms is not None:
             lines.append(f"latency {event.latency_ms:.3g} ms")
         title = f"growth at step {event.step}" + (f" undone: {event.undone}" if event.undone else "")
@@ -209,6 +211,8 @@ def _growth_line(facts: RunFacts) -> str:
         room.append(f"{len(facts.plan.events)} events" + ("" if facts.plan.reaches_target else ", target not reached"))
     else:
         room.append(f"when {facts.config.growth.when.name}")
+    if facts.config.growth.trial is not None:
+        room.append("every event on trial")
     return f"{'depth' if mode == 'depth' else facts.config.growth.initializer.name}, " + ", ".join(room)
 
 
@@ -222,7 +226,7 @@ def _refusal_lines(facts: RunFacts) -> list[str]:
 
 
 def summary_lines(result: Mapping[str, Any]) -> list[str]:
-    """The end of a run in six lines."""
+    """The end of a run in six lines, and one more where there is a ladder to choose from."""
     scores = []
     for split in ("test", "validate"):
         if result[split] is not None:
@@ -239,12 +243,28 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
         "result    " + (", ".join(scores) or "no test or validate split"),
         f"model     {result['params']:,} parameters, {human(result['flops'])}FLOPs per sample, "
         f"after {result['events']} growth events",
+        *_ladder_line(result),
         f"cost      {human(result['train_flops'])}FLOPs of training, "
         f"{human(sum(result['other_flops'].values()))}FLOPs of growth and evaluation",
         f"time      {result['cpu_seconds']:.1f} CPU-seconds, "
         f"{result['process_cpu_seconds']:.1f} with the program's start; {result['wall_seconds']:.1f} s",
         f"files     {folder}" if folder else "files     none written",
         f"next      {_next_step(folder)}",
+    ]
+
+
+def _ladder_line(result: Mapping[str, Any]) -> list[str]:
+    ladder = result["ladder"]
+    if ladder is None:
+        return ["ladder    not judged, for there is no validate split"] if result["events"] else []
+    if ladder["stages"] == 1:
+        return []
+    metric, best, smallest = ladder["metric"], ladder["best"], ladder["smallest"]
+    form = ".2%" if metric == "accuracy" else ".4g"
+    return [
+        f"ladder    {ladder['stages']} stages; the smallest within one standard error ({ladder['within']:{form}}) "
+        f"of the best validate {metric} ({best[metric]:{form}}) is stage {smallest['stage']}: "
+        f"{smallest[metric]:{form}}, {smallest['params']:,} parameters, {human(smallest['flops'])}FLOPs per sample"
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from growkit.growth.base import EpochRecord, Nothing
 from growkit.growth.event import GrowthEvent
 from growkit.growth.plan import GrowthPlan
+from growkit.ladder import Stage
 from growkit.report.observer import Observer, RunFacts
 from growkit.report.strict_json import to_json
 
@@ -58,6 +59,9 @@ class JsonLines(Observer):
 
     def epoch(self, record: EpochRecord, widths: Mapping[str, int]) -> None:
         self._write("epoch", **asdict(record), widths=widths)
+
+    def stage(self, stage: Stage) -> None:
+        self._write("stage", **asdict(stage))
 
     def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
         self._write("growth", **asdict(event), widths=widths, train_flops=train_flops)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -17,10 +16,11 @@ from growkit.folders import check_writable
 from growkit.growth.base import EpochRecord
 from growkit.losses import is_cross_entropy
 from growkit.metrics import metric_names
+from growkit.report.files import write_atomically
 from growkit.report.observer import Observer, RunFacts
 from growkit.report.strict_json import to_json
 
-__all__ = ["MetricsTable", "RunFolder", "write_atomically"]
+__all__ = ["MetricsTable", "RunFolder"]
 
 
 class RunFolder(Observer):
@@ -36,7 +36,6 @@ class RunFolder(Observer):
 
     def __init__(self, root: str | Path, name: str):
         self.path = _make(Path(root) / name)
-        self.problem: str | None = None  # what went wrong without harm
 
     def started(self, facts: RunFacts) -> None:
         self._write("config.yaml", dump_config(facts.config))
@@ -108,19 +107,6 @@ def _metric_columns(facts: RunFacts) -> list[str]:
         for part in smoothing
         for name in metric_names(task, is_cross_entropy(train.loss, smoothing[part]))
     ]
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or absent: under a temporary name, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _make(parent: Path) -> Path:

@@ -14,8 +14,9 @@ from growkit.graph import PlaceRefusal, Refusal
 from growkit.growth.base import EpochRecord, Nothing
 from growkit.growth.event import GrowthEvent
 from growkit.growth.plan import GrowthPlan
+from growkit.ladder import Stage
 
-__all__ = ["Observer", "Reporter", "RunFacts"]
+__all__ = ["Delayed", "Observer", "Reporter", "RunFacts"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,11 @@ class Observer:
     """Base of all observers: each method is one thing that happens, and does nothing here.
 
     only_shows: whether nothing is lost if the observer fails, because it keeps nothing.
+    problem: what it could not do, without harm, once the run has started.
     """
 
     only_shows: bool = False
+    problem: str | None = None
 
     def started(self, facts: RunFacts) -> None:
         """The run is about to train."""
@@ -65,6 +68,9 @@ class Observer:
 
     def epoch(self, record: EpochRecord, widths: Mapping[str, int]) -> None:
         """An epoch is done and evaluated."""
+
+    def stage(self, stage: Stage) -> None:
+        """A train stage is done, and the model that it left is evaluated."""
 
     def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
         """The model has grown, or has been put back (`event.undone`); `train_flops` are spent so far."""
@@ -128,6 +134,9 @@ class Reporter(Observer):
     def epoch(self, record: EpochRecord, widths: Mapping[str, int]) -> None:
         self._tell("epoch", record, widths)
 
+    def stage(self, stage: Stage) -> None:
+        self._tell("stage", stage)
+
     def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
         self._tell("growth", event, widths, train_flops)
 
@@ -153,3 +162,20 @@ class Reporter(Observer):
         with ExitStack() as stack:  # each is closed even if another fails
             for observer in reversed(self._observers):
                 stack.callback(observer.close)
+
+
+class Delayed(Reporter):
+    """Keeps what it is told until it is known whether that is to be passed on."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+        self._told: list[tuple[str, tuple[Any, ...]]] = []
+
+    def _tell(self, what: str, *facts: Any) -> None:
+        self._told.append((what, facts))
+
+    def pass_on(self, observer: Observer) -> None:
+        """Tell another observer all of it, in order, once."""
+        told, self._told = self._told, []
+        for what, facts in told:
+            getattr(observer, what)(*facts)

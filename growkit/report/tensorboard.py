@@ -75,7 +75,7 @@ class TensorBoard(Observer):
 
     def growth(self, event: GrowthEvent, widths: Mapping[str, int], train_flops: int) -> None:
         if event.undone is not None:
-            self._writer.add_text("growth/undone", event.undone, event.step)
+            self._writer.add_text("growth/undone", f"{event.undone}\n\n{event.trial or ''}".strip(), event.step)
             return
         self._sizes(event.step, train_flops, self._previous, event.params_before, event.flops_before)
         self._sizes(event.step, train_flops, widths, event.params_after, event.flops_after)
@@ -152,7 +152,8 @@ def _markdown(event: GrowthEvent) -> str:
     return (
         f"**step {event.step}**: {reasons}\n\n{event.params_before:,} -> {event.params_after:,} parameters, "
         f"loss {event.loss_before:.6f} -> {event.loss_after:.6f}, change {event.change.worst:.1e}\n\n"
-        f"| site | width | initializer | form | why |\n|---|---|---|---|---|\n{rows}"
+        + ("" if event.trial is None else f"{event.trial}\n\n")
+        + f"| site | width | initializer | form | why |\n|---|---|---|---|---|\n{rows}"
     )
 
 

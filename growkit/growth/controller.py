@@ -304,7 +304,7 @@ class GrowthController:
         refused = self._deepening.perform(orders, optimizer, inputs, before.observation)
         self.ground = self.ground.without(refused)
         new = {
-            place: [(one, torch.ones_like(one)) for one in new if one.requires_grad]
+            place: [(one, torch.ones_like(one, dtype=torch.bool)) for one in new if one.requires_grad]
             for place, new in self._deepening.new_parameters().items()
         }
         self._newborn = NewUnits(event.step, new)

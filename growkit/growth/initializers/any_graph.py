@@ -116,11 +116,17 @@ class _Drawer:
             fan_out[:, component.rows] = self._long(chosen, [layout.fan_out[number] for number in component.fan_out])
         fan_in = fan_map.matrix.new_zeros(num_new, fan_map.matrix.shape[1])
         self._wake(fan_in, fan_map, components)
-        if not self.site.remedies:  # norms would mind the units that are tried
-            fan_out *= self._signs(fan_map, fan_in, fan_out)[:, None]
         new = unit_layout(self.site, num_new)
-        values = slices_of(fan_in, new.fan_in) | slices_of(fan_out, new.fan_out) | _filters(new)
-        return Extended(self._typed(values), "zero_fan_in", reason, _facts(sigma, missing))
+
+        def signed(signs: Tensor) -> dict[tuple[str, int], Tensor]:
+            read = slices_of(fan_out * signs[:, None], new.fan_out)
+            return self._typed(slices_of(fan_in, new.fan_in) | read | _filters(new))
+
+        values: Mapping[tuple[str, int], Tensor] = signed(fan_out.new_ones(num_new))
+        if not self.site.remedies:  # where norms would mind the units that are tried
+            gradients = self._moved(fan_map, fan_in, fan_out)
+            values = Later(lambda: signed(better_signs(fan_out, gradients().to(fan_out))), values)
+        return Extended(values, "zero_fan_in", reason, _facts(sigma, missing))
 
     def fan_in(self, fan_map: FanMap, num_new: int, reason: str) -> Extended:
         """Zero fan-out; the fan-in by right singular vectors and their opposites, as they do best."""
@@ -145,15 +151,14 @@ class _Drawer:
 
         return Extended(Later(choose, tried), "zero_fan_out", reason, facts)
 
-    def _signs(self, fan_map: FanMap, fan_in: Tensor, fan_out: Tensor) -> Tensor:
-        """See `better_signs`; the fan-in moves in what is zero of it."""
+    def _moved(self, fan_map: FanMap, fan_in: Tensor, fan_out: Tensor) -> Callable[[], Tensor]:
+        """The gradients that `better_signs` takes; the fan-in moves in what is zero of it."""
         along = fan_out @ fan_map.matrix
         parts = [part for part in fan_map.layout.fan_in if part.shape] or list(fan_map.layout.fan_in)
         along = self._long(along / along.norm(dim=1, keepdim=True).clamp_min(torch.finfo(along.dtype).tiny), parts)
         many = unit_layout(self.site, 2 * len(along))
         tried = slices_of(torch.cat([fan_in + along, fan_in - along]), many.fan_in) | _filters(many)
-        gradients = self.measurement.fan_out_gradients(self.site, self._typed(tried), many.units)
-        return better_signs(fan_out, gradients.to(fan_out))
+        return self.measurement.ask_gradients(self.site, self._typed(tried), many.units)
 
     def _typed(self, values: Mapping[tuple[str, int], Tensor]) -> dict[tuple[str, int], Tensor]:
         return {key: slices.to(self.measurement.tensor(key[0])) for key, slices in values.items()}

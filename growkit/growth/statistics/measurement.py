@@ -199,10 +199,6 @@ class Measurement:
         """Gradient norms of the zero fan-out of `count` units with the given fan-in, measured on a copy: [count]."""
         return self.ask_response(site, values, count)()
 
-    def fan_out_gradients(self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int) -> Tensor:
-        """Gradients of that fan-out, in the order of `unit_layout`: [count, entries]."""
-        return self.ask_gradients(site, values, count)()
-
     def ask_response(
         self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int
     ) -> Callable[[], Tensor]:
@@ -213,7 +209,7 @@ class Measurement:
     def ask_gradients(
         self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int
     ) -> Callable[[], Tensor]:
-        """`fan_out_gradients`, likewise for later.
+        """Gradients of that fan-out, in the order of `unit_layout`, likewise for later: [count, entries].
 
         Units of zero fan-out change nothing for each other, so that sites without a common tensor share a pass.
         """

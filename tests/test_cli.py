@@ -89,16 +89,16 @@ def test_json_lines_tell_the_run(tmp_path: Path):
     assert result.exit_code == 0
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     told = [line["event"] for line in lines if line["event"] not in ("warning", "new_units")]
-    assert told == ["started", "epoch", "growth", "epoch", "finished"]
+    assert told == ["started", "epoch", "stage", "growth", "epoch", "stage", "finished"]
     assert any(line["event"] == "new_units" for line in lines)
 
 
-def test_a_plain_run_prints_epochs_growth_and_six_lines(tmp_path: Path):
+def test_a_plain_run_prints_epochs_growth_and_seven_lines(tmp_path: Path):
     result = growkit("run", WRN, *short(tmp_path, train__epochs="2", growth__when__events="1"))
     assert "+-- growth at step 16" in result.output
     assert "| blocks.0.conv1: 4 -> 8   gradmax, zero_fan_in" in result.output
-    summary = result.output.splitlines()[-6:]
-    assert [line.split()[0] for line in summary] == ["result", "model", "cost", "time", "files", "next"]
+    summary = result.output.splitlines()[-7:]
+    assert [line.split()[0] for line in summary] == ["result", "model", "ladder", "cost", "time", "files", "next"]
 
 
 def test_a_model_that_does_not_fit_the_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -126,7 +126,7 @@ def test_the_json_schema_describes_settings_and_knows_the_shorthands() -> None:
     assert schema["title"] == "growkit configuration"
     assert schema["description"].startswith("A run: ")
     when = schema["$defs"]["GrowthSettings"]["properties"]["when"]
-    names = ["never", "periodic", "plateau", "gain", "rank", "overfit_guard"]
+    names = ["never", "periodic", "spread", "plateau", "gain", "rank", "overfit_guard", "progress_guard"]
     assert when["anyOf"][0] == {"type": "string", "enum": names}
     fields = schema["$defs"]["Cifar10Settings"]["properties"]
     assert fields["limit"]["description"] == "samples kept before splitting, stratified; test is untouched."

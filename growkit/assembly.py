@@ -141,6 +141,7 @@ def _fit(
         clock = outlook.clock(steps if config.train.flops is None else outlook.steps_to_limit())
         _check_policy(controller, clock, validates=len(data.split("validate")) > 0)
         _check_trial(controller.settings.trial, clock, len(data.split("validate")))
+        _check_accuracy(controller.settings, data)
         _check_budget(controller, clock, example)
         plan, planned_flops = outlook.plan(clock.total_steps), outlook.flops(clock.total_steps)
     _check_schedule(config, planned_flops)
@@ -322,6 +323,19 @@ def _check_policy(controller: GrowthController, clock: Clock, *, validates: bool
         raise UserInputError(
             f"{' and '.join(policy.by_prospects)} must be told what growth promises, which cannot be measured here "
             f"with growth.initializer {settings.initializer.name!r}; choose others"
+        )
+
+
+def _check_accuracy(growth: GrowthSettings, data: Data) -> None:
+    """Refuse an accuracy to reach that no epoch will tell."""
+    if growth.budget.accuracy is None:
+        return
+    if not len(data.split("validate")):
+        raise UserInputError("growth.budget.accuracy needs a validate split, which is empty; set data.split.validate")
+    if data.task == "regression":
+        raise UserInputError(
+            f"growth.budget.accuracy is for classes and tokens, got {growth.budget.accuracy:g} for the regression data "
+            f"{data.name!r}; set params, flops or latency_ms instead"
         )
 
 

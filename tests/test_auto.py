@@ -212,3 +212,25 @@ def test_growth_waits_while_the_network_is_accurate_enough(tmp_path: Path) -> No
     result = done(DIGITS, "growth.budget={params: null, accuracy: 0.6}", folder=tmp_path)
     reached = [record.step for record in result.history.epochs if (record.validate_accuracy or 0.0) >= 0.6]
     assert result.events and max(event.step for event in result.events) <= reached[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "told"),
+    [
+        (
+            TAUGHT,
+            "growth.budget={params: null, accuracy: 0.9}",
+            "is for classes and tokens, got 0.9 for the regression",
+        ),
+        (
+            DIGITS.replace("policy: auto, ", "when: {name: periodic, start: 1}, "),
+            "growth.budget={params: null, accuracy: 0.9}",
+            "needs a validate split, which is empty",
+        ),
+    ],
+    ids=["regression", "no validate split"],
+)
+def test_an_accuracy_that_no_epoch_tells_is_refused(text: str, override: str, told: str, tmp_path: Path) -> None:
+    empty = ["data.split.validate=0.0"] if "validate" in told else []
+    with pytest.raises(UserInputError, match=f"growth.budget.accuracy {told}"):
+        done(text, override, *empty, folder=tmp_path)

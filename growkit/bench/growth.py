@@ -7,6 +7,7 @@ import ctypes
 import multiprocessing
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def run_growth(
     return {"version": RESULT_VERSION, "rounds": rounds, "environment": environment, **found}
 
 
-class _Subject:
+class _Subject(ABC):
     def __init__(self, size: NetworkSize | PairSize):
         self.size = size
         self.seconds: dict[str, list[float]] = {}
@@ -112,8 +113,8 @@ class _Subject:
         self._keep = keep
         self._measure()
 
-    def _measure(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _measure(self) -> None: ...
 
     def _time(self, name: str, act: Callable[[], T]) -> T:
         start = time.process_time()
@@ -130,16 +131,16 @@ class _Subject:
         peaks = {what: _in_fresh_process(_peak_mb, self.size, what) for what in ("step", "event")}
         return {"size": vars(self.size), "cpu_seconds": quartiles, "peak_mb": peaks, **self._quality()}
 
-    def _quality(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _quality(self) -> dict[str, Any]: ...
 
+    @abstractmethod
     def step(self) -> object:
         """A training step at full width."""
-        raise NotImplementedError
 
+    @abstractmethod
     def event(self) -> object:
         """A growth event without verification."""
-        raise NotImplementedError
 
 
 class _Network(_Subject):

@@ -305,9 +305,8 @@ AnyAllocator = Annotated[
 class BudgetSettings(Settings):
     """No event may take the model or the run beyond these; null is no limit. Sites whose step does not fit wait.
 
-    accuracy: 0 to 1; no event while the last epoch's accuracy on the validate split is at least so high.
-
-    params: parameters of the model. flops: forward, per sample, 2 x MAC. latency_ms: milliseconds of a forward pass in
+    accuracy: 0 to 1; no event while the last epoch's accuracy on the validate split is at least so high. params:
+    parameters of the model. flops: forward, per sample, 2 x MAC. latency_ms: milliseconds of a forward pass in
     evaluation mode on this device, the median of several; an event that exceeds it is undone, and its sites are given
     up. latency_batch: samples of that pass. train_flops: of the whole run, if it goes on to its last step at the new
     widths. wall_seconds: no event after so many seconds of the run.

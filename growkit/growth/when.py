@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -42,14 +44,13 @@ class Never(Trigger):
         return ()
 
 
-@dataclass(frozen=True)
-class Periodic(Trigger):
-    """Grow at fixed steps or epochs: the schedule of Evci et al. (ICLR 2022)."""
+class _Scheduled(Trigger):
+    """What triggers share whose times are known in advance."""
 
-    settings: PeriodicSettings = PeriodicSettings()
+    settings: Any
 
-    def refuses(self, clock: Clock, validates: bool) -> str | None:
-        return None  # a schedule that lies behind the end is warned of, as is one that is cut
+    @abstractmethod
+    def planned_steps(self, clock: Clock) -> Sequence[int]: ...
 
     def asks(self, history: History) -> bool:
         return history.step in self.planned_steps(history.clock)
@@ -58,7 +59,17 @@ class Periodic(Trigger):
         steps = self.planned_steps(history.clock)
         if history.step not in steps:
             return None
-        return Why(f"periodic: time {steps.index(history.step) + 1} of {len(steps)}")
+        return Why(f"{self.settings.name}: time {steps.index(history.step) + 1} of {len(steps)}")
+
+
+@dataclass(frozen=True)
+class Periodic(_Scheduled):
+    """Grow at fixed steps or epochs: the schedule of Evci et al. (ICLR 2022)."""
+
+    settings: PeriodicSettings = PeriodicSettings()
+
+    def refuses(self, clock: Clock, validates: bool) -> str | None:
+        return None  # a schedule that lies behind the end is warned of, as is one that is cut
 
     def planned_steps(self, clock: Clock) -> Sequence[int]:
         unit = 1 if self.settings.unit == "steps" else clock.steps_per_epoch
@@ -192,7 +203,7 @@ class Rank(_Asking):
 
 
 @dataclass(frozen=True)
-class Spread(Trigger):
+class Spread(_Scheduled):
     """Grow at times spread evenly over the first part of the training, so that all units are trained to the end.
 
     The times are ends of epochs where there are enough of them, for what guards and measurements read.
@@ -204,15 +215,6 @@ class Spread(Trigger):
         if self.planned_steps(clock):
             return None
         return f"until: {self.settings.until:g} of {clock.total_steps} steps hold no time before the last; raise it"
-
-    def asks(self, history: History) -> bool:
-        return history.step in self.planned_steps(history.clock)
-
-    def due(self, history: History, prospects: Prospects | None = None) -> Why | None:
-        steps = self.planned_steps(history.clock)
-        if history.step not in steps:
-            return None
-        return Why(f"spread: time {steps.index(history.step) + 1} of {len(steps)}")
 
     def planned_steps(self, clock: Clock) -> Sequence[int]:
         end, events = self.settings.until * clock.total_steps, self.settings.events

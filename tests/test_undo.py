@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 from typing import Any
 
 import pytest
@@ -189,3 +190,18 @@ def test_an_attribute_that_cannot_be_written_is_rolled_back_without_harm() -> No
     verdict = verify_sites(model, list(sites), Inputs((x,)))
     assert [refusal.name for refusal in verdict.refusals] == ["a"]
     assert sites["a"].width == model.a.out_features == 4
+
+
+def test_values_between_the_sites_of_an_edit_are_not_kept() -> None:
+    model = nn.Sequential(nn.Linear(4, 37), nn.ReLU(), nn.Linear(37, 41), nn.ReLU(), nn.Linear(41, 2))
+    first, second = find_sites(model, torch.zeros(2, 4))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+
+    edit = grow(model, [Growth(first, 3), Growth(second, 5)], optimizer=optimizer)
+
+    alive = [tuple(one.shape) for one in gc.get_objects() if issubclass(type(one), Tensor)]
+    assert (41, 40) not in alive  # the middle weight after the first site alone
+    assert {(46, 40), (41, 37)} <= {*alive}
+    assert not edit.undone

@@ -35,7 +35,7 @@ class Edit:
     def __init__(self, records: list[EditRecord], logs: Sequence[UndoLog]):
         self.records = records
         self._logs: Sequence[UndoLog] | None = logs
-        self._shapes = [(tensor, tensor.shape) for log in logs for tensor, _, _ in log.tensors]
+        self._shapes = [(tensor, tensor.shape) for log in logs for tensor in log.tensors]
         self._structures = [structure_of(log.model) for log in logs]
         self._numbers = [_numbers_of(log) for log in logs]
         self._begun = False
@@ -93,11 +93,19 @@ class Edit:
 
 @dataclass
 class UndoLog:
-    """What was, in the order of the changes. `tensors` holds (object, old values, old gradient)."""
+    """What was before the first change of each thing, in the order of the changes.
+
+    What a tensor was between two changes is not kept: many sites widen the same weights, and several times over.
+
+    Attributes:
+        model: the module that changes.
+        tensors: of each tensor that changed, the old values and the old gradient.
+        states: of each optimizer and parameter, the old state; None where there was none.
+    """
 
     model: nn.Module
-    tensors: list[tuple[Tensor, Tensor, Tensor | None]] = field(default_factory=list)
-    states: list[tuple[torch.optim.Optimizer, nn.Parameter, dict[str, Any] | None]] = field(default_factory=list)
+    tensors: dict[Tensor, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    states: dict[tuple[torch.optim.Optimizer, nn.Parameter], dict[str, Any] | None] = field(default_factory=dict)
     attributes: list[AttributeChange] = field(default_factory=list)
     bound: list[Rebinding] = field(default_factory=list)
     caches: list[tuple[Any, Any]] = field(default_factory=list)
@@ -105,7 +113,7 @@ class UndoLog:
     widths: list[tuple[GrowthSite, int]] = field(default_factory=list)
 
     def replace(self, tensor: Tensor, values: Tensor) -> None:
-        self.tensors.append((tensor, tensor.data, tensor.grad))
+        self.tensors.setdefault(tensor, (tensor.data, tensor.grad))
         replace_data(tensor, values)
 
     def set(self, changes: Sequence[AttributeChange]) -> None:
@@ -137,9 +145,11 @@ class UndoLog:
         value.clear()
 
     def remember(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
-        # copies: an optimizer counts its steps in place
-        state = pytree.tree_map_only(Tensor, Tensor.clone, dict(optimizer.state.get(parameter, {})))
-        self.states.append((optimizer, parameter, state if parameter in optimizer.state else None))
+        if (optimizer, parameter) not in self.states:
+            state = optimizer.state.get(parameter)
+            # copies: an optimizer counts its steps in place
+            kept = None if state is None else pytree.tree_map_only(Tensor, Tensor.clone, dict(state))
+            self.states[optimizer, parameter] = kept
 
     def roll_back(self) -> None:
         try:
@@ -149,10 +159,10 @@ class UndoLog:
             raise
 
     def _restore(self) -> None:
-        for tensor, values, gradient in reversed(self.tensors):
+        for tensor, (values, gradient) in self.tensors.items():
             replace_data(tensor, values)
             tensor.grad = gradient
-        for optimizer, parameter, state in reversed(self.states):
+        for (optimizer, parameter), state in self.states.items():
             if state is None:
                 forget_state(optimizer, parameter)
             else:

@@ -7,6 +7,7 @@ import math
 import pickle
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -137,6 +138,31 @@ def test_trajectories_are_those_of_pytorch_optimizer(kind: type[AdaBound]) -> No
     )
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-8)
+
+
+class RootAlone(pytorch_optimizer.AdaBound):
+    """That of pytorch_optimizer without the 1e-15 that it adds below the root."""
+
+    apply_ams_bound = staticmethod(partial(pytorch_optimizer.AdaBound.apply_ams_bound, exp_avg_sq_eps=0.0))
+
+
+@pytest.mark.parametrize("kind", [AdaBound, AMSBound])
+def test_what_differs_where_gradients_vanish_is_the_number_below_the_root_of_pytorch_optimizer(
+    kind: type[AdaBound],
+) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 6), torch.arange(20) % 3
+    ours, theirs = (nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    same_form = {"weight_decouple": False, "ams_bound": kind is AMSBound, "foreach": False}
+    optimizers = kind(ours.parameters(), lr=1e-3), RootAlone(theirs.parameters(), lr=1e-3, **same_form)
+    for _ in range(200):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,18 @@ def test_sites_that_share_a_tensor_are_measured_one_after_the_other() -> None:
     assert together.forwards == 6
 
 
+@pytest.mark.parametrize(("samples", "asked"), [(200, 50), (100, 32), (20, 20)])
+def test_a_share_of_a_batch_is_its_first_samples_and_costs_no_more(samples: int, asked: int) -> None:
+    model, (x, y) = blocks(), (torch.randn(samples, 5, dtype=torch.float64), torch.arange(samples) % 3)
+    sites = measured(model).sites
+    whole = Measurement(model, F.cross_entropy, Inputs((x,)), y, sites)
+    part = Measurement(model, F.cross_entropy, Inputs((x[:asked],)), y[:asked], sites)
+    values = {("first.0.weight", 0): torch.randn(2, 5, dtype=torch.float64)}
+    found = whole.ask_gradients(sites[0], values, 2, share=4)()
+    assert torch.allclose(found, part.ask_gradients(sites[0], values, 2)(), rtol=1e-12)
+    assert whole.forwards == 3 * asked / samples
+
+
 def test_slices_that_are_chosen_late_are_chosen_before_anything_changes() -> None:
     model = blocks()
     measurement = measured(model)

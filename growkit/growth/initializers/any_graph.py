@@ -21,7 +21,7 @@ from growkit.errors import GrowthRefused
 from growkit.graph import GrowthSite
 from growkit.growth.base import Extended, Later
 from growkit.growth.initializers.norms import slice_norm
-from growkit.growth.initializers.signs import better_signs
+from growkit.growth.initializers.signs import SHARE, better_signs
 from growkit.growth.initializers.singular import top_singular
 from growkit.growth.statistics import Component, FanMap, Measurement, Part, UnitLayout, slices_of, unit_layout
 from growkit.growth.statistics.fan_map import LARGEST_FAN_OUT
@@ -158,7 +158,7 @@ class _Drawer:
         along = self._long(along / along.norm(dim=1, keepdim=True).clamp_min(torch.finfo(along.dtype).tiny), parts)
         many = unit_layout(self.site, 2 * len(along))
         tried = slices_of(torch.cat([fan_in + along, fan_in - along]), many.fan_in) | _filters(many)
-        return self.measurement.ask_gradients(self.site, self._typed(tried), many.units)
+        return self.measurement.ask_gradients(self.site, self._typed(tried), many.units, SHARE)
 
     def _typed(self, values: Mapping[tuple[str, int], Tensor]) -> dict[tuple[str, int], Tensor]:
         return {key: slices.to(self.measurement.tensor(key[0])) for key, slices in values.items()}

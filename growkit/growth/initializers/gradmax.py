@@ -18,7 +18,7 @@ from growkit.growth.base import Extended, Initializer, Later
 from growkit.growth.initializers.any_graph import extend_through_graph, refuses_graph
 from growkit.growth.initializers.forms import choose_form
 from growkit.growth.initializers.norms import scaled, slice_norm
-from growkit.growth.initializers.signs import better_signs
+from growkit.growth.initializers.signs import SHARE, better_signs
 from growkit.growth.initializers.singular import EXACT_LIMIT, top_singular, top_singular_of
 from growkit.growth.statistics import GradientOperator, Measurement
 
@@ -32,7 +32,8 @@ class GradMax(Initializer):
     Zero fan-in (its own form): |dL/dw_in| = |M^T w_out| is largest, among orthogonal w_out of given norms, for the top
     left singular vectors of M; the gradient norm of unit i is sigma_i times its norm (equation 11 and its solution).
     That leaves the sign of every vector open, which decides on which half of the samples a ReLU will fire. The one is
-    taken whose unit, moved down its gradient, lowers the loss more (`better_signs`); this rule is growkit's own.
+    taken whose unit, moved down its gradient, lowers the loss of a part of the batch more (`better_signs`); this rule
+    is growkit's own.
 
     Zero fan-out (where the activation rules the first form out) has no closed form. The candidates are the top right
     singular vectors with both signs, which are optimal for a linear unit; the ones with the largest measured gradient
@@ -56,7 +57,7 @@ class GradMax(Initializer):
         facts = {"sigma": [round(float(s), 9) for s in sigma], **note}
         if form == "zero_fan_in":
             values = self._candidates(site, gradient, right, measurement)
-            gradients = measurement.ask_gradients(site, values, 2 * num_new)
+            gradients = measurement.ask_gradients(site, values, 2 * num_new, SHARE)
 
             def choose() -> dict[tuple[str, int], Tensor]:
                 return self._fan_out(site, gradient, left * better_signs(left.T, gradients()), measurement)

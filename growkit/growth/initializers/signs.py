@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["better_signs"]
+__all__ = ["SHARE", "better_signs"]
+
+SHARE = 4
+"""One in so many samples of a growth batch decides on signs: what a wrong one costs is small where samples disagree."""
 
 
 def better_signs(fan_outs: Tensor, gradients: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ __all__ = ["ActivationFacts", "Loss", "Measurement"]
 Loss = Callable[[Any, Tensor], Tensor]
 
 PROBED = 8  # samples on which it is looked at what stands between two layers: it does the same to all
+FEWEST = 32  # samples of a part of a batch that stands for all of it
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class _Question:
     site: GrowthSite
     values: Mapping[tuple[str, int], Tensor]
     count: int
+    share: int = 1
     answer: Tensor | None = None
 
     @property
@@ -207,13 +209,20 @@ class Measurement:
         return lambda: gradients().norm(dim=1)
 
     def ask_gradients(
-        self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int
+        self, site: GrowthSite, values: Mapping[tuple[str, int], Tensor], count: int, share: int = 1
     ) -> Callable[[], Tensor]:
         """Gradients of that fan-out, in the order of `unit_layout`, likewise for later: [count, entries].
 
         Units of zero fan-out change nothing for each other, so that sites without a common tensor share a pass.
+
+        Args:
+            site: that gets the units.
+            values: of their fan-in, by tensor and dimension.
+            count: of units.
+            share: of the samples of each batch, one in so many, but not fewer than FEWEST: enough where only the larger
+                of two gradients is asked for.
         """
-        question = _Question(site, values, count)
+        question = _Question(site, values, count, share)
         self._questions.append(question)
 
         def answer() -> Tensor:
@@ -228,15 +237,16 @@ class Measurement:
         """Answer all questions, in as few passes as sites can share."""
         while self._questions:
             now, names = [], set[str]()
+            share = self._questions[0].share
             for question in self._questions:
-                if names.isdisjoint(question.names):
+                if question.share == share and names.isdisjoint(question.names):
                     now.append(question)
                     names |= question.names
             self._questions = [question for question in self._questions if question not in now]
             model, layouts = copy_of(self.model), [unit_layout(one.site, one.count) for one in now]
             edit = grow(model, [Growth(one.site, one.count, Extension(one.values)) for one in now])
             try:
-                gradients = self._gradients(model, [part.name for layout in layouts for part in layout.fan_out])
+                gradients = self._gradients(model, [part.name for layout in layouts for part in layout.fan_out], share)
             finally:
                 edit.undo()
             for question, layout in zip(now, layouts, strict=True):
@@ -262,11 +272,11 @@ class Measurement:
         passes = [self._pass(self.model, batch, parameters, names) for batch in self.batches]
         return [calls for calls, _ in passes], _means([gradients for _, gradients in passes])
 
-    def _gradients(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-        """Gradients of parameters, of the mean loss over the batches, in a copy of the model."""
+    def _gradients(self, model: nn.Module, names: Sequence[str], share: int = 1) -> dict[str, Tensor]:
+        """Gradients of parameters, of the mean loss over the batches or a share of each, in a copy of the model."""
         names = list(dict.fromkeys(names))  # a unit may have several places in one tensor
         parameters = [model.get_parameter(name) for name in names]
-        found = _means([self._pass(model, batch, parameters)[1] for batch in self.batches])
+        found = _means([self._pass(model, _part(batch, share), parameters)[1] for batch in self.batches])
         return dict(zip(names, found, strict=True))
 
     def _pass(
@@ -277,8 +287,9 @@ class Measurement:
         watched: Iterable[str] = (),
     ) -> tuple[dict[str, Call], list[Tensor]]:
         """One batch forward, and backward as far as these parameters and the outputs of watched layers need it."""
-        self.forwards += 3  # without the gradients of weights it is less, and the gradient matrices are about as much
         weights, (inputs, targets) = {id(model.get_parameter(name)): name for name in watched}, batch
+        # without the gradients of weights it is less, and the gradient matrices are about as much
+        self.forwards += 3 * len(targets) / len(self.targets)
         with untouched(model), exact_arithmetic(), isolated(0), torch.enable_grad():
             model.train()
             with Tap(weights) as tap:
@@ -318,6 +329,13 @@ class Measurement:
             inputs = self.inputs.at_most(PROBED)
             model(*inputs.args, **(inputs.kwargs or {}))
         return tap.calls
+
+
+def _part(batch: tuple[Inputs, Tensor], share: int) -> tuple[Inputs, Tensor]:
+    """The first samples of a batch, one in `share` but not fewer than FEWEST."""
+    inputs, targets = batch
+    samples = max(FEWEST, -(-len(targets) // share))
+    return batch if share == 1 or samples >= len(targets) else (inputs.at_most(samples), targets[:samples])
 
 
 def _means(batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:

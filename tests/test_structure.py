@@ -57,8 +57,8 @@ FLOORS = [
     ["trial"],
     ["pipeline", "dry_run", "inspection"],
     ["api", "doctor", "starting"],
-    ["bench", "testing_policies"],
-    ["compare"],
+    ["bench", "testing.policies", "testing.cases"],
+    ["compare", "testing.forms"],
     ["cli", "testing"],
     ["__main__"],
 ]

@@ -1,4 +1,4 @@
-"""Contracts for authors of triggers, selectors and allocators; `growkit.testing` has them all."""
+"""Contracts for authors of triggers, selectors and allocators."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -118,6 +119,19 @@ def test_a_model_that_cannot_keep_gradients_apart_is_told_of(
         sam(net())
 
 
+@pytest.mark.parametrize("then", ["restore", "step"])
+def test_a_first_gradient_that_was_lost_counts_for_its_own_step_alone(then: str) -> None:
+    model = net()
+    optimizer, closure = sam(model), closure_of(model, *batch())
+    closure()
+    next(model.parameters()).grad.fill_(torch.inf)  # type: ignore[union-attr]
+    assert not optimizer.first_step()
+    optimizer.restore() if then == "restore" else optimizer.step(closure)
+    closure()
+    with pytest.raises(UserInputError, match="second_step comes after first_step"):
+        optimizer.second_step()
+
+
 # --- groups, models, hooks
 
 
@@ -132,6 +146,24 @@ def test_a_group_that_the_base_was_given_is_completed(base: Any, own: dict[str, 
     assert not torch.equal(late, torch.ones(2))
     assert {"rho", "adaptive", "eta", "by", "base_lr"} <= {*optimizer.param_groups[-1]}
     assert optimizer.param_groups[-1]["rho"] == own.get("rho", 0.05)
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, AdaBound])
+def test_groups_from_a_state_of_the_base_alone_go_on_with_their_settings(base: Any) -> None:
+    model = net()
+    plain = base(model.parameters(), lr=0.1)
+    optimizer = SAM([{"params": model.parameters(), "rho": 0.3}], base, model=model, lr=0.2, schedule="lr")
+    plain.param_groups[0]["lr"] = 0.01
+    optimizer.base.load_state_dict(plain.state_dict())
+    optimizer.step(closure_of(model, *batch()))
+    group = optimizer.param_groups[0]
+    assert (group["rho"], group["lr"], group["base_lr"]) == (0.3, 0.01, 0.2 if base is torch.optim.SGD else 0.1)
+
+
+def test_settings_count_for_the_base_of_a_copy_too() -> None:
+    other = copy.deepcopy(sam(net(), rho=0.7))
+    optimizer = SAM(other.model.parameters(), other.base, rho=0.1, model=other.model)
+    assert optimizer.param_groups[0]["rho"] == 0.1
 
 
 class WithClip(torch.optim.SGD):

@@ -90,11 +90,13 @@ def test_a_gradient_that_the_scaler_has_unscaled_before_the_move_is_known():
             torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("clip", [None, 1e-3])
 @pytest.mark.parametrize("where", ["in the closure", "before the step"])
-def test_a_closure_may_unscale_and_what_was_unscaled_before_it_does_not_count(where: str):
+def test_a_closure_may_unscale_and_what_was_unscaled_before_it_does_not_count(where: str, clip: float | None):
     model, other = net().eval(), net().eval()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    optimizer, loss_of = AMP(model.parameters(), torch.optim.SGD, model=model, lr=0.1, rho=5.0), scaled(model, scaler)
+    settings = {"lr": 0.1, "rho": 5.0, "clip": clip}
+    optimizer, loss_of = AMP(model.parameters(), torch.optim.SGD, model=model, **settings), scaled(model, scaler)
 
     def closure() -> Tensor:
         loss = loss_of()
@@ -106,7 +108,21 @@ def test_a_closure_may_unscale_and_what_was_unscaled_before_it_does_not_count(wh
         loss_of()
         scaler.unscale_(optimizer.base)
     optimizer.step(closure, scaler=scaler)
-    AMP(other.parameters(), torch.optim.SGD, model=other, lr=0.1, rho=5.0).step(closure_of(other, *batch()))
+    AMP(other.parameters(), torch.optim.SGD, model=other, **settings).step(closure_of(other, *batch()))
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_gradients_that_were_unscaled_before_the_second_step_are_clipped():
+    model, other = net().eval(), net().eval()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer, loss_of = sam(model, clip=1e-3), scaled(model, scaler)
+    loss_of()
+    optimizer.first_step(scaler=scaler)
+    loss_of()
+    scaler.unscale_(optimizer.base)
+    optimizer.second_step(scaler=scaler)
+    sam(other, clip=1e-3).step(closure_of(other, *batch()))
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
@@ -407,6 +423,35 @@ def test_sparse_buffers_are_those_of_the_first_pass_too(form: Any, second_order:
     assert torch.equal(model.edges.to_dense(), 2.0 * torch.eye(4))
 
 
+ODD = {
+    "conjugate": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "jagged": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+}
+
+
+class Counting(nn.Module):
+    """Writes to a buffer of an odd kind at every pass."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("seen", buffer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.mul_(2.0)
+        return self.layer(x)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.parametrize("made", ODD.values(), ids=ODD)
+def test_buffers_that_lists_cannot_hold_are_those_of_the_first_pass_too(made: Any):
+    model, x = Counting(made()), torch.randn(4, 3)
+    sam(model).step(lambda: model(x).square().sum().backward())
+    parts = model.seen.unbind() if model.seen.is_nested else [model.seen.resolve_conj()]
+    assert all(torch.equal(one, torch.full_like(one, 2.0)) for one in parts)
+
+
 def test_layers_that_are_inserted_train_and_are_normalised():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
@@ -462,6 +507,10 @@ class Unnamed(nn.Module):
         self.w = nn.Parameter(torch.randn(3, 3))
 
 
+def spoilt(**parts: Any) -> Callable[[], None]:
+    return lambda: sam(net()).load_state_dict({**sam(net()).state_dict(), **parts})
+
+
 def bound(**settings: Any) -> Callable[[], SAM]:
     def make() -> SAM:
         model = net()
@@ -482,6 +531,13 @@ def bound(**settings: Any) -> Callable[[], SAM]:
         (lambda: sam(net()).add_param_group({"params": [], "norm": 2}), "norm must be the same for all groups"),
         (lambda: sam(nn.Sequential(nn.LazyLinear(3))), "got some of lazy layers; run the model on one batch first"),
         (lambda: sam(net()).load_state_dict([1]), "SAM: a state must be a dict that state_dict\\(\\) gave, got list"),
+        (spoilt(param_groups=3), "SAM: a state must have groups that are dicts with params, .* got 3 and {"),
+        (
+            spoilt(param_groups=[{"lr": 0.1}]),
+            "must have groups that are dicts with params, .* got .{'lr': 0.1}",
+        ),
+        (spoilt(state=[1]), "a state must have groups .*, and a dict of what was kept, .* and .1."),
+        (spoilt(sam={"steps": "3", "skipped": 0}), "a state must have its counts, .* got {'steps': '3'"),
         (lambda: Linear(0), "Linear: total must be a whole number >= 1, got 0"),
     ],
 )

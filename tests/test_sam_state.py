@@ -14,7 +14,7 @@ import pytest
 import torch
 from naive_optimizers import NaiveSAM, naive_sam, not_naive
 from sam_cases import alone, batch, closure_of, net, sam, same, state_of, train
-from torch import nn
+from torch import Tensor, nn
 
 import growkit
 from growkit.errors import UserInputError
@@ -214,6 +214,39 @@ def test_weights_that_others_resize_between_the_passes_are_named_and_the_rest_is
         optimizer.restore()
     assert not optimizer.displaced
     assert all(torch.equal(before[name], one) for name, one in model.named_parameters() if name != "0.weight")
+
+
+@pytest.mark.parametrize("also", ["nothing", "a buffer"])
+def test_buffers_are_put_back_though_a_weight_was_resized(also: str):
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    optimizer, closure = sam(model), closure_of(model, torch.randn(8, 4), torch.arange(8) % 2)
+    closure()
+    optimizer.first_step()
+    buffers = {name: one.clone() for name, one in model.named_buffers()}
+    closure()
+    model[2].weight.data, model[2].weight.grad = torch.zeros(3, 5), None
+    if also == "a buffer":
+        model[1].running_var.data = buffers["1.running_var"] = torch.ones(8)
+    with pytest.raises(UserInputError, match="cannot put back weights that were resized"):
+        optimizer.restore()
+    assert same(buffers, dict(model.named_buffers()))
+
+
+@pytest.mark.parametrize("inside", ["growth", "a copy"])
+def test_what_is_refused_between_the_passes_is_so_with_second_order_too(inside: str):
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(8, 4)
+    optimizer, site, before = sam(model, second_order=True), growkit.find_sites(model, x)[0], state_of(model)
+    passes = []
+
+    def closure() -> Tensor:
+        passes.append(1)
+        if len(passes) == 2:
+            growkit.widen(model, site, 3) if inside == "growth" else optimizer.state_dict()
+        return model(x).square().mean()
+
+    with pytest.raises(UserInputError, match="between (the|its) two passes"):
+        optimizer.step(closure)
+    assert same(before, state_of(model)) and not optimizer.displaced
 
 
 @not_naive(SAM, NaiveSAM)

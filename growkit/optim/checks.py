@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -81,7 +82,7 @@ def check_mapping(owner: str, state_dict: Any) -> None:
         raise UserInputError(f"{owner}: a state must be a dict that state_dict() gave, got {type(state_dict).__name__}")
 
 
-NOT_SAVED = {"param_names", "initial_lr"}  # that may have come up since
+NOT_SAVED = {"param_names", "initial_lr", "rho", "adaptive", "eta", "by"}  # that may have come up since, also from SAM
 # what torch's optimizers, and those here, keep for every weight
 MOMENTS = {"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg"} | {
     *("grad_avg", "acc_delta", "sum", "ax", "prev", "step_size")
@@ -102,6 +103,13 @@ def check_state(owner: str, optimizer: torch.optim.Optimizer, state_dict: Mappin
     if not {"state", "param_groups"} <= {*state_dict}:
         raise UserInputError(
             f"{owner}: a state must have the keys state and param_groups, got {', '.join(map(str, state_dict))}"
+        )
+    groups, states = state_dict["param_groups"], state_dict["state"]
+    sound = isinstance(groups, list | tuple) and all(isinstance(one, Mapping) and "params" in one for one in groups)
+    if not (sound and isinstance(states, Mapping)):
+        raise UserInputError(
+            f"{owner}: a state must have groups that are dicts with params, and a dict of what was kept, got "
+            f"{reprlib.repr(groups)} and {reprlib.repr(states)}"
         )
     ours = [group["params"] for group in optimizer.param_groups]
     saved = [group["params"] for group in state_dict["param_groups"]]

@@ -1,13 +1,19 @@
 """The exact gradient of SAM's objective L(w + e(w)), with the derivative of e that the paper leaves out."""
 
+# torch has no public name for writing to tensors unseen
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from growkit.errors import UserInputError
+from growkit.optim.ascent import Pull
+from growkit.optim.displacement import Displacement
 from growkit.optim.two_passes import KeptBuffers, Replay
 
 __all__ = ["exact_gradient"]
@@ -18,6 +24,7 @@ def exact_gradient(
     trained: Sequence[Tensor],
     steps_of: Callable[[dict[Tensor, Tensor]], Mapping[Tensor, Tensor]],
     model: nn.Module | None,
+    displacement: Displacement,
 ) -> tuple[Tensor, bool]:
     """Put grad L(w + e) + (de/dw)^T grad L(w + e) in the place of the gradients.
 
@@ -26,6 +33,7 @@ def exact_gradient(
         trained: the parameters.
         steps_of: gives e of each parameter from their gradients, so that autograd can follow.
         model: whose buffers shall be those of the first pass, if it is known.
+        displacement: moves the weights and puts them back.
 
     Returns:
         The loss at w, and whether e was finite; if not, nothing was done.
@@ -41,20 +49,26 @@ def exact_gradient(
     looked_at = [gradient for one, gradient in zip(trained, gradients, strict=True) if one in steps]
     if not all(bool(one.isfinite().all()) for one in (*looked_at, *steps.values())):
         return loss.detach(), False
-    kept = {parameter: parameter.detach().clone() for parameter in steps}
     buffers = KeptBuffers(model)
     try:
-        for parameter, step in steps.items():
-            parameter.data.add_(step.detach())  # by .data: autograd still needs the graph of the first pass
+        with _unseen(steps):
+            displacement.move([(Pull([one], [step.detach()], [step.detach()]), 1.0) for one, step in steps.items()])
         with replay.again(), torch.enable_grad():
             there = torch.autograd.grad(loss_of(), trained, allow_unused=True)
     finally:
-        for parameter, value in kept.items():
-            parameter.data.copy_(value)
+        with _unseen(steps):
+            displacement.restore()
         torch.clear_autocast_cache()  # of the weights as they were moved
         buffers.restore()
     _chain(trained, there, steps)
     return loss.detach(), True
+
+
+@contextmanager
+def _unseen(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Write to weights behind the back of autograd, which still needs the graph of the first pass."""
+    with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tuple(weights)):
+        yield
 
 
 def _chain(trained: Sequence[Tensor], there: Sequence[Tensor | None], steps: Mapping[Tensor, Tensor]) -> None:

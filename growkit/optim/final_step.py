@@ -69,7 +69,7 @@ def final_step(base: torch.optim.Optimizer, clip: float | None, scaler: Scaler) 
         scaler: that scaled the loss; where it finds a gradient that is not finite, nothing is stepped.
     """
     if clip is not None:
-        if scaler is not None:
+        if scaler is not None and not is_unscaled(base, scaler):
             scaler.unscale_(base)
         _clip([gradient for _, gradient in _trained(base)], clip)
     if scaler is None:

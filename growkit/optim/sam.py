@@ -250,6 +250,7 @@ class SAM(Wrapping):
             trained,
             partial(self.neighbourhood.sensitive_steps, self.param_groups, self.steps),
             self.model,
+            self._displacement,
         )
 
     def _loss_of(self, closure: Callable[[], Tensor]) -> Tensor:
@@ -344,7 +345,7 @@ class SAM(Wrapping):
             UserInputError: `first_step` was not called, or with another scaler, or there is no gradient or only the
                 first one; the weights are put back.
         """
-        (lost, self._lost), used = (self._lost, False), self._used
+        lost, used = self._lost, self._used
         known = self._displacement.active or lost
         self.restore()
         gradients = self.gradients()
@@ -365,11 +366,13 @@ class SAM(Wrapping):
     @apart
     def restore(self) -> None:
         """Put the weights back to where they were before the first pass, bit for bit; nothing if they are there."""
-        buffers, self._between, self._used = self._between, None, None
+        buffers, self._between, self._used, self._lost = self._between, None, None, False
         torch.clear_autocast_cache()  # an autocast around both passes would go on with the moved weights
-        self._displacement.restore()
-        if buffers is not None:
-            buffers.restore()
+        try:
+            self._displacement.restore()
+        finally:
+            if buffers is not None:
+                buffers.restore()
 
     def _finish(self, scaler: Scaler, finite: bool) -> None:
         self.steps += 1

@@ -68,7 +68,13 @@ class KeptBuffers:
             owner[name] = buffer
         if self._held:
             # by .data: the first pass's graph may still be needed, and knows from a count who wrote to a buffer
-            torch._foreach_copy_([buffer.data for _, _, buffer in self._held], self._values)
+            entries = [buffer.data for _, _, buffer in self._held]
+            try:
+                torch._foreach_copy_(entries, self._values)
+            except RuntimeError:  # as of nested tensors and conjugate views, which lists may not hold
+                for entry, value in zip(entries, self._values, strict=True):
+                    if entry.is_nested or entry.shape == value.shape:  # else it was resized, with weights that tell so
+                        entry.copy_(value)
             for (_, _, buffer), value in zip(self._held, self._values, strict=True):
                 if buffer.is_sparse:  # a list of entries, of which .data is another one
                     with torch.autograd._unsafe_preserve_version_counter(buffer):
@@ -79,7 +85,7 @@ def _may_change(buffer: Tensor | None) -> bool:
     """Whether torch would let a forward write to it: not where entries share memory, or what inference made."""
     if buffer is None or buffer.is_inference():
         return False
-    if buffer.layout != torch.strided:  # of which each entry stands by itself
+    if buffer.layout != torch.strided or buffer.is_nested:  # of which each entry stands by itself
         return True
     return all(stride or extent <= 1 for stride, extent in zip(buffer.stride(), buffer.shape, strict=True))
 

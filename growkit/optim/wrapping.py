@@ -45,7 +45,7 @@ class Wrapping(torch.optim.Optimizer):
         self.model = model
         self.steps = self.skipped = 0
         self._own = dict(own)
-        self._complete_to: dict[str, Any] | None = None  # the last group when all were complete
+        self._known: list[dict[str, Any]] = []  # the groups when all were complete
         self.base = base_of(name, base, params, settings, (*own, "base_lr"), model)
         held = {id(one) for group in self.base.param_groups for one in group["params"]}
         if model is not None and held.isdisjoint(map(id, model.parameters())):
@@ -96,22 +96,25 @@ class Wrapping(torch.optim.Optimizer):
         self.complete_groups()
         if all(param_group is not group for group in self.base.param_groups):
             self.base.add_param_group(param_group)
-        self._complete(self.base.param_groups[-1])
+        self.complete_groups()
 
     def complete_groups(self) -> None:
-        """Complete the groups that the base was given beside this optimizer, or other ones from a state."""
-        groups = self.base.param_groups
-        if groups[-1] is self._complete_to:
-            return
-        for group in groups:
-            self.check_group({**self._own, **group})
-            self._complete(group)
-        self._complete_to = groups[-1]
+        """Complete the groups that the base was given beside this optimizer.
 
-    def _complete(self, group: dict[str, Any]) -> None:
-        for key, value in self._own.items():
-            group.setdefault(key, value)
-        group.setdefault("base_lr", float(group.get("lr", 0.0)))
+        Those that came into the place of others, from a state of the base alone, go on with the settings of these.
+        """
+        groups = self.base.param_groups
+        if self._known and groups[-1] is self._known[-1]:
+            return
+        for place, group in enumerate(groups):
+            known = self._known[place] if place < len(self._known) else {}
+            self.check_group({**self._own, **known, **group})
+            self._complete(group, known)
+        self._known = [*groups]
+
+    def _complete(self, group: dict[str, Any], known: Mapping[str, Any]) -> None:
+        for key, value in {**self._own, "base_lr": float(group.get("lr", 0.0))}.items():
+            group.setdefault(key, known.get(key, value))
 
     def call_hooks(self, hooks: Mapping[int, Callable[..., Any]]) -> None:
         """Call what was registered for steps, where a step is not one call.
@@ -165,10 +168,10 @@ class Wrapping(torch.optim.Optimizer):
         if not _has_own_format(self.base, state_dict):
             check_state(name, self.base, state_dict)
         counts = state_dict["sam"]
-        if not isinstance(counts, Mapping) or not {"steps", "skipped"} <= {*counts}:
+        if not isinstance(counts, Mapping) or not all(type(counts.get(one)) is int for one in ("steps", "skipped")):
             raise UserInputError(f"{name}: a state must have its counts, steps and skipped, got {counts!r}")
         for group in state_dict.get("param_groups", ()):
-            self.check_group(group)
+            self.check_group({**self._own, **group})
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "sam"})
         self.steps, self.skipped = counts["steps"], counts["skipped"]
         for hook in self._optimizer_load_state_dict_post_hooks.values():
@@ -191,6 +194,10 @@ class Wrapping(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         self.check_in_place("copied")
         return {key: value for key, value in self.__dict__.items() if key != "step"}  # a scheduler's wrapper
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.base._wrapped = True  # type: ignore[attr-defined]  # which torch leaves out of copies
 
 
 def _has_own_format(base: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> bool:

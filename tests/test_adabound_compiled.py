@@ -14,7 +14,8 @@ from naive_optimizers import NaiveAdaBound, not_naive
 from torch import nn
 
 import growkit
-from growkit.optim import AdaBound, bounded_step
+from growkit.errors import UserInputError
+from growkit.optim import AdaBound, adabound, bounded_step
 from growkit.optim.compiled import compiled_kernel
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -105,6 +106,17 @@ def test_inside_a_compiled_function_steps_make_no_new_graphs(make: Any) -> None:
         weight.grad = torch.ones(5)
         compiled()
     assert graphs_since() <= 2
+
+
+def test_a_group_that_cannot_be_compiled_is_not_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*kind: Any) -> None:
+        raise UserInputError("no compiler")
+
+    monkeypatch.setattr(adabound, "compiled_kernel", missing)
+    optimizer = AdaBound([nn.Parameter(torch.ones(3))])
+    with pytest.raises(UserInputError, match="no compiler"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "compile": True})
+    assert len(optimizer.param_groups) == 1
 
 
 @pytest.mark.slow

@@ -160,6 +160,19 @@ def test_groups_from_a_state_of_the_base_alone_go_on_with_their_settings(base: A
     assert (group["rho"], group["lr"], group["base_lr"]) == (0.3, 0.01, 0.2 if base is torch.optim.SGD else 0.1)
 
 
+@pytest.mark.parametrize("base", [torch.optim.SGD, AdaBound])
+def test_a_group_in_the_place_of_one_that_was_taken_out_has_settings_of_its_own(base: Any) -> None:
+    model, late = net(), nn.Parameter(torch.ones(2))
+    first, *others = model.parameters()
+    optimizer = SAM([{"params": [first]}, {"params": others, "rho": 0.3}], base, model=model, lr=0.1)
+    optimizer.step(closure_of(model, *batch()))
+    del optimizer.base.param_groups[0]
+    optimizer.base.add_param_group({"params": [late]})
+    x, y = batch()
+    optimizer.step(lambda: nn.functional.cross_entropy(model(x) * late, y).backward())
+    assert [group["rho"] for group in optimizer.param_groups] == [0.3, 0.05]
+
+
 def test_settings_count_for_the_base_of_a_copy_too() -> None:
     other = copy.deepcopy(sam(net(), rho=0.7))
     optimizer = SAM(other.model.parameters(), other.base, rho=0.1, model=other.model)
@@ -272,6 +285,19 @@ class SomeEntries(OneMemory):
             memory["exp_avg"] = memory.pop("memory")[memory["mask"]]
 
 
+class Bare(torch.optim.Optimizer):
+    """Keeps a tensor for each parameter, in no dict."""
+
+    def __init__(self, params: Any):
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for one in group["params"]:
+                self.state[one] = one.grad.clone()
+
+
 BASES = {
     "RMSprop": (torch.optim.RMSprop, {"lr": 0.1}),
     "Adagrad": (torch.optim.Adagrad, {"lr": 0.1}),
@@ -281,6 +307,7 @@ BASES = {
     "one with squares": (OneMemory, {"keep": "square"}),
     "one with rows": (OneMemory, {"keep": "rows"}),
     "one with some entries": (SomeEntries, {}),
+    "one without names": (Bare, {}),
     "one with rows under a known name": (OneMemory, {"keep": "rows", "name": "exp_avg_sq"}),
 }
 
@@ -307,6 +334,15 @@ def test_a_state_is_taken_over_at_its_own_widths_alone(base: Any, settings: dict
         else:
             with pytest.raises(UserInputError, match="of parameter . must have its shape"):
                 optimizer.load_state_dict(saved)
+
+
+def test_a_scaler_may_step_a_base_whose_states_are_no_dicts() -> None:
+    model, scaler = net().eval(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer, (x, y) = SAM(model.parameters(), Bare, model=model), batch()
+    for _ in range(2):
+        optimizer.step(lambda: scaler.scale(nn.functional.cross_entropy(model(x), y)).backward(), scaler=scaler)
+        scaler.update()
+    assert len(optimizer.state) == len([*model.parameters()])
 
 
 class Around(torch.optim.SGD):

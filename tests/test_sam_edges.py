@@ -127,6 +127,25 @@ def test_gradients_that_were_unscaled_before_the_second_step_are_clipped():
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("spoil", [None, math.inf])
+def test_a_scaler_may_be_updated_between_the_passes_too(spoil: float | None):
+    model, other = net().eval(), net().eval()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
+    optimizer, before, loss_of = sam(model), state_of(model), scaled(model, scaler, spoil)
+    loss_of()
+    scaler.unscale_(optimizer.base)
+    optimizer.first_step(scaler=scaler)
+    scaler.update()
+    assert scaler.get_scale() == (2048.0 if spoil is None else 512.0)
+    loss_of()
+    optimizer.second_step(scaler=scaler)
+    scaler.update()
+    sam(other).step(closure_of(other, *batch()))
+    for name, one in model.state_dict().items():
+        wanted = before if spoil else other.state_dict()
+        torch.testing.assert_close(one, wanted[name], rtol=0, atol=1e-12)
+
+
 def test_a_closure_over_chunks_may_not_unscale():
     model, scaler = net().eval(), torch.amp.GradScaler("cpu", init_scale=1024.0)
     optimizer, before, loss_of = sam(model, m=3), state_of(model), scaled(model, scaler)

@@ -111,6 +111,21 @@ def test_steps_inside_a_compiled_function_are_those_outside_and_make_no_new_grap
 
 
 @pytest.mark.filterwarnings("default")  # those of a compiler are not ours
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_learning_rates_make_no_new_graphs_inside_a_compiled_function(momentum: float):
+    model, counters = net(), torch._dynamo.utils.counters  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer = sam(model, momentum=momentum)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, y: optimizer.step(closure_of(model, x, y)), backend="eager")
+    for t in range(6):
+        if t == 3:
+            counters.clear()
+        optimizer.param_groups[0]["lr"] = 0.1 * 0.9**t
+        compiled(*batch(t))
+    assert not counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.filterwarnings("default")  # those of a compiler are not ours
 def test_what_moves_the_weights_inside_a_compiled_function_is_not_compiled():
     model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), torch.randn(8, 4)
     optimizer, origins = sam(model), set[str]()

@@ -115,8 +115,12 @@ class AdaBound(torch.optim.Optimizer):
             raise UserInputError(f"{name}: parameters must hold numbers, got some on the meta device; use to_empty()")
         group.setdefault("base_lr", float(group["lr"]))
         if group["compile"]:
-            for device, dtype in {(parameter.device, _wide(parameter)) for parameter in group["params"]}:
-                compiled_kernel(device, dtype, group["amsbound"])
+            try:
+                for device, dtype in {(parameter.device, _wide(parameter)) for parameter in group["params"]}:
+                    compiled_kernel(device, dtype, group["amsbound"])
+            except BaseException:  # also an interrupt: it takes seconds
+                self.param_groups.pop()
+                raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave.

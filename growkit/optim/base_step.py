@@ -9,12 +9,12 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor, is_grad_enabled
-from torch._C import _set_grad_enabled as set_grad_enabled
+from torch import Tensor
 from torch.autograd import _profiler_enabled as profiler_enabled
 from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from growkit.optim.apart import apart
 from growkit.optim.blocks import are_even
 from growkit.optim.fused import fitted
 
@@ -56,6 +56,7 @@ KNOWN = {"params", "lr", "momentum", "dampening", "weight_decay", "nesterov", "m
 SGD_IS_KNOWN = {*signature(SGD).parameters} == KNOWN  # a setting that a later torch may have is not left out
 
 
+@apart  # else a compiled one would be made anew for every learning rate
 def _by_kernel(base: SGD) -> bool:
     """The step of torch's fused SGD; False, and nothing done, where it is more than one kernel for each group."""
     calls = []
@@ -63,22 +64,17 @@ def _by_kernel(base: SGD) -> bool:
         if (lists := _alike(group, base.state)) is None:
             return False
         calls.append((group, lists))
-    enabled = is_grad_enabled()
-    set_grad_enabled(False)  # no_grad() costs as much as a small kernel
-    try:
-        for group, lists in calls:
-            torch._fused_sgd_(
-                *lists,
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                momentum=group["momentum"],
-                dampening=group["dampening"],
-                nesterov=group["nesterov"],
-                maximize=group["maximize"],
-                is_first_step=False,
-            )
-    finally:
-        set_grad_enabled(enabled)
+    for group, lists in calls:
+        torch._fused_sgd_(
+            *lists,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            is_first_step=False,
+        )
     return True
 
 

@@ -127,8 +127,8 @@ def check_state(owner: str, optimizer: torch.optim.Optimizer, state_dict: Mappin
             )
     known = MOMENTS if _keeps_moments(optimizer) else set[str]()
     for number, (parameter, key) in enumerate(zip(chain(*ours), chain(*saved), strict=True)):
-        present = optimizer.state.get(parameter, {})
-        for name, shape in _misfits(parameter, state_dict["state"].get(key, {}), present, known).items():
+        kept, present = _by_name(state_dict["state"].get(key, {})), _by_name(optimizer.state.get(parameter, {}))
+        for name, shape in _misfits(parameter, kept, present, known).items():
             raise UserInputError(
                 f"{owner}: {name} of parameter {number} must have its shape {tuple(parameter.shape)}, got "
                 f"{tuple(shape)}; a state fits the widths that it was saved at"
@@ -141,8 +141,13 @@ def _keeps_moments(optimizer: torch.optim.Optimizer) -> bool:
     return any(kind.__module__.startswith(("torch.optim.", "growkit.")) for kind in kinds)
 
 
+def _by_name(kept: Any) -> Mapping[str, Any]:
+    """What an optimizer keeps for a parameter; torch's save and load it too where it is no dict."""
+    return kept if isinstance(kept, Mapping) else {"state": kept}
+
+
 def _misfits(
-    parameter: Tensor, saved: Any, present: Mapping[str, Any], moments: Collection[str]
+    parameter: Tensor, saved: Mapping[str, Any], present: Mapping[str, Any], moments: Collection[str]
 ) -> dict[str, torch.Size]:
     """The shapes of what was saved that belong to another parameter.
 

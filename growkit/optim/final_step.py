@@ -56,7 +56,8 @@ def forget_unscaling(base: torch.optim.Optimizer, scaler: Scaler) -> bool:
     """Make a scaler take the gradients of the next pass for scaled ones; whether those of the last were unscaled."""
     if scaler is None or not is_unscaled(base, scaler):
         return False
-    del scaler._per_optimizer_states[id(base)]
+    # not what it found: update() may be called between the passes, and asks for it
+    scaler._per_optimizer_states[id(base)]["stage"] = OptState.READY
     return True
 
 
@@ -118,7 +119,7 @@ def _norm(gradients: Iterable[Tensor]) -> float:
 
 def _step_scaled(base: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
     """A fused step that finds an overflow leaves momenta that it never wrote to, if they are new: they go again."""
-    known = {parameter for parameter, memory in base.state.items() if memory}
+    known = {parameter for parameter, memory in base.state.items() if not isinstance(memory, dict) or memory}
     scaler.step(base)
     trained = _trained(base)
     new = [parameter for parameter, _ in trained if parameter not in known]

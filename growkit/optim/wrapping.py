@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -106,8 +107,9 @@ class Wrapping(torch.optim.Optimizer):
         groups = self.base.param_groups
         if self._known and groups[-1] is self._known[-1]:
             return
-        for place, group in enumerate(groups):
-            known = self._known[place] if place < len(self._known) else {}
+        held = {*map(id, groups)}
+        replaced = self._known if held.isdisjoint(map(id, self._known)) else []
+        for group, known in zip_longest(groups, replaced[: len(groups)], fillvalue={}):
             self.check_group({**self._own, **known, **group})
             self._complete(group, known)
         self._known = [*groups]

@@ -130,7 +130,8 @@ def _settings(
         raise UserInputError(f"config must be a mapping, a Config or a file's path, got {type(config).__name__}")
     if config is None or isinstance(config, Mapping):
         _refuse_what_is_handed_over(config or {})
-        settings = config_from_overrides(config, base=config_from_overrides(handed))
+        limits = {} if budget is None else {"growth.budget": dict(budget)}  # policy: auto needs it from the start
+        settings = config_from_overrides(config, base=config_from_overrides({**handed, **limits}))
     else:
         settings = config if isinstance(config, Config) else load_config(config)
     if not isinstance(settings.data, MemorySettings):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from growkit.config import Config
 from growkit.config.growth import GrowthSettings, NeverSettings, PeriodicSettings, TrialSettings
 from growkit.config.models import ModelSettings
+from growkit.config.policies import SpreadSettings
 from growkit.convolutions import strided_over_padding
 from growkit.cost import count_flops, count_params
 from growkit.data import Data, load_data
@@ -377,16 +378,21 @@ def _number(count: float) -> str:
 
 
 def _plan_warnings(config: Config, controller: GrowthController, plan: GrowthPlan | None, clock: Clock) -> list[str]:
-    """What keeps a plan from its events: the length of the training, or the budget."""
-    if not controller.ground.states or not isinstance(config.growth.when, PeriodicSettings):
+    """What keeps growth from its events: sizes that are final, the length of the training, or the budget."""
+    when, states = getattr(config.growth.when, "base", config.growth.when), controller.ground.states
+    if not states or when.name == "never":
         return []
-    steps = controller.policy.trigger.planned_steps(clock) or ()
+    if all(state.room <= 0 for state in states):
+        limit = "growth.target" if config.growth.target is not None else "growth.budget"
+        return [f"nothing will grow, for {limit} leaves every site as wide as it is"]
+    if not isinstance(when, PeriodicSettings | SpreadSettings):
+        return []
+    steps = controller.policy.trigger.opportunities(clock) or ()
     if not steps:
         return [f"no growth event falls within the training: lower growth.when.start or raise {clock.setting}"]
-    wanted = config.growth.when.events
     found = []
-    if wanted is not None and len(steps) < wanted:
-        found.append(f"the training ends before {wanted - len(steps)} of the {wanted} growth events")
+    if when.events is not None and len(steps) < when.events:
+        found.append(f"the training has room for {len(steps)} of the {when.events} growth events")
     if plan is not None and len(plan.events) < len(steps) and not plan.reaches_target:
         found.append(f"growth.budget ends growth after {len(plan.events)} of {len(steps)} events")
     return found

@@ -93,6 +93,14 @@ def test_a_budget_is_kept(data: tuple[Tensor, Tensor]):
     assert grown.events
 
 
+def test_a_budget_is_all_that_policy_auto_needs(data: tuple[Tensor, Tensor]):
+    seed = Residual()
+    limit = sum(p.numel() for p in seed.parameters()) + 400
+    settings = {"train.epochs": 4, "growth.policy": "auto"}
+    grown = growkit.grow(seed, data, budget={"params": limit}, config=settings, observers=())
+    assert grown.events and grown.result["params"] <= limit
+
+
 def test_a_run_folder_on_request_and_its_model_comes_back(data: tuple[Tensor, Tensor], tmp_path: Path):
     grown = growkit.grow(Residual(), data, config={**SETTINGS, "run.tensorboard": False}, root=tmp_path, observers=())
     assert grown.folder is not None

@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 from test_choices import of, one_prospect
 
+from growkit.assembly import assemble
 from growkit.config import load_config
 from growkit.config.growth import GrowthSettings
-from growkit.config.policies import BudgetSettings, MarginalGainSettings, ProgressGuardSettings, SpreadSettings
+from growkit.config.policies import (
+    BudgetSettings,
+    MarginalGainSettings,
+    PeriodicSettings,
+    ProgressGuardSettings,
+    SpreadSettings,
+)
 from growkit.errors import UserInputError
 from growkit.growth.base import Clock, GrowthRecord, History, Nothing, Prospects, SiteState
 from growkit.growth.guards import build_trigger
@@ -37,6 +44,11 @@ def test_times_are_even_and_at_ends_of_epochs_where_there_are_enough(
     clock: Clock, settings: dict[str, Any], steps: list[int]
 ) -> None:
     assert list(build_trigger(SpreadSettings(**settings)).planned_steps(clock) or ()) == steps
+
+
+def test_a_time_that_rounding_would_put_at_the_end_is_the_last_before_it() -> None:
+    steps = build_trigger(SpreadSettings(until=0.99)).planned_steps(Clock(7, 70))
+    assert list(steps or ()) == [14, 21, 35, 49, 56, 63]
 
 
 def test_a_training_too_short_for_any_time_is_refused() -> None:
@@ -73,6 +85,17 @@ def test_growth_goes_on_while_stages_get_better(
     losses: tuple[float, ...], growths: tuple[int, ...], expected: bool
 ) -> None:
     assert guarded(*losses, growths=growths) is expected
+
+
+def test_a_guard_around_a_trigger_that_never_fires_is_refused() -> None:
+    guard = build_trigger(ProgressGuardSettings(base=PeriodicSettings(start=50)))
+    told = "base never fires within the training; raise train.epochs, or lower base.start"
+    assert guard.refuses(Clock(7, 70), validates=True) == told
+
+
+def test_before_the_first_epoch_and_event_a_guard_speaks_of_none() -> None:
+    why = build_trigger(ProgressGuardSettings(base=PeriodicSettings(start=3, unit="steps"))).due(history_at(3))
+    assert why is not None and why.reason.endswith("progress_guard: no epoch yet")
 
 
 def test_a_guard_without_a_validate_split_is_refused() -> None:
@@ -161,6 +184,17 @@ def test_auto_without_a_budget_is_refused(given: str, tmp_path: Path) -> None:
     assert str(caught.value) == f"{file}:1:1: {told}budget.accuracy"
 
 
+def test_keys_of_a_part_without_its_name_are_of_the_part_that_auto_chooses(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("growth: {policy: auto, budget: {params: 9}, initializer: {scale: 0.3}, how_many: {round_to: 4}}")
+    growth = load_config(file, ["growth.when.least=0.2"]).growth
+    assert (growth.initializer.name, growth.how_many.name, growth.when.name) == (
+        "gradmax_inverse",
+        "marginal_gain",
+        "progress_guard",
+    )
+
+
 TAUGHT = """
 data: {name: teacher, widths: [16, 48, 48, 8], samples: 8000}
 model: {name: mlp, hidden: [24, 24, 24]}
@@ -234,3 +268,19 @@ def test_an_accuracy_that_no_epoch_tells_is_refused(text: str, override: str, to
     empty = ["data.split.validate=0.0"] if "validate" in told else []
     with pytest.raises(UserInputError, match=f"growth.budget.accuracy {told}"):
         done(text, override, *empty, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["train.steps=6"], "the training has room for 3 of the 6 growth events"),
+        (["growth.budget.params=682"], "nothing will grow, for growth.budget leaves every site as wide as it is"),
+        (["growth.target=1.0"], "nothing will grow, for growth.target leaves every site as wide as it is"),
+    ],
+)
+def test_a_run_says_before_it_trains_what_keeps_growth_from_its_events(
+    overrides: list[str], told: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(DIGITS)
+    assert told in assemble(load_config(file, overrides), writes=False).warnings

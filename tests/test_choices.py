@@ -293,8 +293,11 @@ def test_a_decision_carries_the_numbers_that_made_it() -> None:
     (decision,) = decisions
     assert (decision.site, decision.num_new) == ("a", 4)  # 1, 1/2, 1/4, 1/8 lie above 0.1
     assert decision.reason.startswith("gain: a unit of a promises ")
-    assert decision.reason.endswith("; largest_gain: 0.0125 per flops, rank 1 of 3, next b 0.00625")
-    assert decision.scores.keys() == {"gain_ratio", "gain", "noise", "standard_error", "score"}
+    assert decision.reason.endswith(
+        "; largest_gain: 0.0125 per flops, rank 1 of 3, next b 0.00625; "
+        "rank_threshold: 4 singular values above the noise floor"
+    )
+    assert decision.scores.keys() == {"gain_ratio", "gain", "noise", "standard_error", "score", "rank"}
 
 
 def test_sites_without_prospects_are_no_candidates() -> None:

@@ -49,6 +49,15 @@ def test_a_fallback_serves_them(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_a_site_that_growth_takes_beyond_its_initializer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(any_graph, "LARGEST_FAN_OUT", 10)  # stem is read by 9 entries, and by 11 when inner has grown
+    run = start(initializer=GradMaxSettings()).prepare()
+    first, second = run.grow(step=1), run.grow(step=2)
+    assert [refusal.name for refusal in first.refused] == ["stem"]
+    assert "these are read by 11" in first.refused[0].reason and "growth.fallback" in first.refused[0].reason
+    assert [grown.site for grown in second.grown] == ["inner"]
+
+
 def test_growth_without_any_site_is_an_error_that_lists_the_refusals() -> None:
     with pytest.raises(UserInputError, match=r"at least one site that can grow, got none\n  0 \(width 3\)"):
         start(Fixed).prepare()

@@ -161,6 +161,8 @@ def test_a_model_without_places_is_refused_before_it_trains():
         ({"depth": {"target": 3.0}}, "depth: is for growth in depth, got it with mode: width"),
         ({"mode": "depth", "how_many": "fraction"}, "how_many: is for widths, which mode: depth leaves as they are"),
         ({"mode": "depth", "when": "rank"}, "when: rank reads the spectra of widths"),
+        ({"mode": "depth", "optimizer": {"state": "reset_grown"}}, "optimizer.state: reset_grown is for parameters"),
+        ({"mode": "depth", "optimizer": {"part_rates": "norm_ratio"}}, "optimizer.part_rates: norm_ratio is for param"),
         ({"mode": "both", "how_many": "budget_paced", "budget": {"params": 10}}, "budget_paced cannot keep pace"),
         ({"mode": "both", "where": {"name": "largest_gain", "per": "unit"}}, "where.per: must be flops or params"),
         ({"mode": "depth", "depth": {"target": 0.5}}, "must be a multiple of the seed's depth from 1 to 1000, got 0.5"),

@@ -57,6 +57,24 @@ class Attending(nn.Module):
         return self.out(y).mean(1)
 
 
+class WithClassToken(nn.Module):
+    """A residual stream behind a layer norm, with a token of its own in front of those of the inputs."""
+
+    def __init__(self, act: Make) -> None:
+        super().__init__()
+        self.stem, self.token = nn.Linear(5, 8), nn.Parameter(torch.randn(1, 1, 8))
+        self.block, self.norm, self.head = (
+            nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), act()),
+            nn.LayerNorm(8),
+            nn.Linear(8, 3),
+        )
+        self.down = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.stem(x)], 1)
+        return self.head(self.norm(x + self.down(self.block(x).mean(1, keepdim=True)))[:, 0])
+
+
 def convolutions(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
 
@@ -89,6 +107,7 @@ PLACES: dict[str, tuple[Callable[[Make], nn.Module], tuple[int, ...], str]] = {
     ),
     "layer norm before": (lambda act: Block(act, nn.LayerNorm), VECTORS, "up"),
     "residual stream, no norm": (lambda act: Block(act, lambda _: nn.Identity()), VECTORS, "stem"),
+    "stream with a class token": (WithClassToken, TOKENS, "stem"),
     "before attention": (Attending, TOKENS, "inner"),
     "values of attention": (Attending, TOKENS, "value"),
 }

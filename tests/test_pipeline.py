@@ -212,7 +212,7 @@ def test_a_budget_that_ends_growth_is_named(tmp_path: Path):
 
 def test_a_training_too_short_for_the_plan_is_named(tmp_path: Path):
     result = short_run(tmp_path, train__epochs="2")
-    assert ["the training ends before 2 of the 3 growth events"] == [
+    assert ["the training has room for 1 of the 3 growth events"] == [
         line["message"] for line in events(result, "warning")
     ]
 

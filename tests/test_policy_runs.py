@@ -208,13 +208,23 @@ def test_a_seed_that_is_too_slow_is_refused(tmp_path: Path, monkeypatch: pytest.
     ("text", "problem"),
     [
         (
+            "growth: {how_many: {name: marginal_gain, ratio: 2.0}, budget: {params: 9999}}",
+            "1:1: growth: how_many.ratio: is for growth without a budget.params, whose parts are the pace; got "
+            "ratio 2 with budget.params 9,999; leave out one of them",
+        ),
+        (
+            "growth: {initializer: zero, fallback: {name: gradmax, batch_size: 7}}",
+            "1:1: growth: fallback.batch_size: an event has one growth batch, that of initializer zero "
+            "(train.batch_size), got 7; leave it out",
+        ),
+        (
             "growth: {how_many: budget_paced}",
             "1:1: growth: how_many: budget_paced needs a budget to keep pace with; set budget.params",
         ),
         (
             "growth: {when: plateau, how_many: budget_paced, budget: {params: 9999}}",
             "1:1: growth: how_many.events: budget_paced must be told how many events there will be where when: plateau "
-            "depends on training",
+            "depends on training; set how_many: {name: budget_paced, events: ...}",
         ),
         (
             "growth: {how_many: {name: rank_threshold, at_least: 3, at_most: 2}}",

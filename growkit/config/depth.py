@@ -60,6 +60,10 @@ def misfit(growth: GrowthSettings) -> str | None:
             return f"{unused[0]}: is for widths, which mode: depth leaves as they are; leave it out, or set mode: both"
         if isinstance(trigger, RankSettings):
             return "when: rank reads the spectra of widths, which mode: depth leaves as they are; choose another"
+        after = growth.optimizer
+        if after.state == "reset_grown" or after.part_rates != "none":
+            key, value = ("state", after.state) if after.state == "reset_grown" else ("part_rates", after.part_rates)
+            return f"optimizer.{key}: {value} is for parameters that grow, and in mode: depth none does; leave it out"
         return None
     if isinstance(growth.how_many, BudgetPacedSettings | MarginalGainSettings):
         return f"how_many: {growth.how_many.name} cannot keep pace where mode: both adds blocks too; choose another"

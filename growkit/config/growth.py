@@ -264,6 +264,13 @@ def _is_multiple(target: float) -> float:
 Multiple = Annotated[float, AfterValidator(_is_multiple), Field(json_schema_extra={"minimum": 1})]
 
 
+def _named(value: Any, chosen: Any) -> Any:
+    """What was given, of the kind that was chosen where it does not say which one it is of."""
+    if not isinstance(value, dict) or "name" in value or not isinstance(chosen, dict):
+        return value
+    return {"name": chosen["name"], **value}
+
+
 class GrowthSettings(Settings):
     """The four questions, and the limits.
 
@@ -317,7 +324,7 @@ class GrowthSettings(Settings):
             "initializer": {"name": "gradmax_inverse"},
             "target": None,
         }
-        return {**chosen, **values}
+        return chosen | {key: _named(value, chosen.get(key)) for key, value in values.items()}
 
     @model_validator(mode="after")
     def _settings_fit_the_mode(self) -> Self:
@@ -335,6 +342,24 @@ class GrowthSettings(Settings):
         if pace.events is None and not has_set_times(self.when):
             raise ValueError(
                 f"how_many.events: {pace.name} must be told how many events there will be where when: "
-                f"{self.when.name} depends on training"
+                f"{self.when.name} depends on training; set how_many: {{name: {pace.name}, events: ...}}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        pace = self.how_many
+        if isinstance(pace, MarginalGainSettings) and pace.ratio != MarginalGainSettings().ratio:
+            if (limit := getattr(self.budget, pace.of)) is not None:
+                raise ValueError(
+                    f"how_many.ratio: is for growth without a budget.{pace.of}, whose parts are the pace; got "
+                    f"ratio {pace.ratio:g} with budget.{pace.of} {limit:,}; leave out one of them"
+                )
+        first, second = (getattr(one, "batch_size", None) for one in (self.initializer, self.fallback))
+        default = None if second is None else type(self.fallback)().batch_size  # type: ignore[union-attr, misc]
+        if second is not None and second not in (default, first):
+            raise ValueError(
+                f"fallback.batch_size: an event has one growth batch, that of initializer {self.initializer.name} "
+                f"({'train.batch_size' if first is None else first}), got {second}; leave it out"
             )
         return self

@@ -235,6 +235,10 @@ class Allocator(ABC):
             limits: what the model costs, and how much it may.
         """
 
+    def why(self, site: str, prospects: Prospects | None) -> Why | None:
+        """What of the prospects gave a site the units that it got; None where settings alone did."""
+        return None
+
 
 class Later(Mapping[tuple[str, int], Tensor]):
     """New slices that are chosen when the first of them is asked for, so that sites can be measured together.

@@ -69,15 +69,15 @@ class Candidates:
         """Refuse sites with frozen weights, for new units would never train, and with complex ones."""
         self.give_up([_frozen(model, site) or _complex(model, site) for site in self.sites])
 
-    def give_up_unserved(self, initializers: Sequence[Initializer]) -> None:
-        """Refuse sites that none of the initializers serves, for the first one's reason."""
+    def unserved(self, initializers: Sequence[Initializer]) -> list[Refusal]:
+        """Of the sites that none of the initializers serves as they are now, for the first one's reason."""
         unserved = []
         for site in self.sites:
             reasons = [initializer.refuses(site) for initializer in initializers]
             if all(reasons):
                 reason = f"{reasons[0]} (growth.fallback names what would serve it)"
                 unserved.append(Refusal(site.name, site.width, reason, site.location))
-        self.give_up(unserved)
+        return unserved
 
     def try_out(self, model: nn.Module, inputs: Inputs, found: Sites, settings: GrowthSettings) -> None:
         """Keep the sites that a trial on a copy shows to be safe; some of them are joint from then on.

@@ -269,6 +269,8 @@ class GrowthController:
             raise _Undone(replace(event, undone="no site could grow on this batch"))
         operation, by_site = self._operation, {order.site.name: order for order in orders}
         edit, refused = operation.perform(orders, optimizer, inputs, before, event.flops_before)
+        failed = {refusal.name for refusal in refused}
+        refused += [one for one in self.candidates.unserved(self._servers) if one.name not in failed]  # at new widths
         self.ground = self.ground.without(refused)
         self._newborn = NewUnits(event.step, new_entries(self.model, edit))
         self.edits += edit.records

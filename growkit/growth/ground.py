@@ -89,7 +89,7 @@ class Ground:
         settings, grows = self.settings, self.settings.when.name != "never"
         if settings.mode != "depth":
             self.candidates.give_up_untrainable(model)
-            self.candidates.give_up_unserved(initializers)
+            self.candidates.give_up(self.candidates.unserved(initializers))
             self.candidates.try_out(model, inputs, self.sites, settings)
         depths = self.depths.try_out(model) if grows else self.depths
         ground = replace(self, depths=depths, example=inputs, known={})._noted().costing(counted)

@@ -96,13 +96,15 @@ class ProgressGuard(_Guard):
     def refuses(self, clock: Clock, validates: bool) -> str | None:
         if not validates:
             return "progress_guard needs a validate split, which is empty; set data.split.validate"
-        return self.base.refuses(clock, validates)
+        times = self.base.opportunities(clock)
+        silent = f"base never fires within the training; raise {clock.setting}, or lower base.start"
+        return self.base.refuses(clock, validates) or (silent if times is not None and not times else None)
 
     def condition(self, history: History) -> Why | None:
         losses = [record.validate_loss for record in history.epochs if record.validate_loss is not None]
         stage = len(history.epochs_since_growth())
         if not stage or len(losses) < len(history.epochs):
-            return Why("progress_guard: no epoch since the last event")
+            return Why(f"progress_guard: no epoch {'since the last event' if history.events else 'yet'}")
         if not history.events:
             stage -= 1  # the first epoch is what the others are held against
         if not stage:

@@ -13,7 +13,7 @@ from growkit.config.policies import (
     MarginalGainSettings,
     RankThresholdSettings,
 )
-from growkit.growth.base import Allocator, History, Nothing, Prospects, SiteState, Trigger
+from growkit.growth.base import Allocator, History, Nothing, Prospects, SiteState, Trigger, Why
 from growkit.growth.limits import Limits
 from growkit.growth.marginal_gain import MarginalGain
 from growkit.growth.pace import events_left
@@ -80,6 +80,11 @@ class RankThreshold(Allocator):
         if settings.at_most is not None:
             wished = {name: min(units, settings.at_most) for name, units in wished.items()}
         return {s.name: s.rounded(wished[s.name], settings.round_to) for s in sites if s.name in wished}
+
+    def why(self, site: str, prospects: Prospects | None) -> Why:
+        assert prospects is not None
+        rank = prospects.sites[site].above(self.settings.factor)
+        return Why(f"rank_threshold: {rank} singular values above the noise floor", {"rank": rank})
 
 
 @dataclass(frozen=True)

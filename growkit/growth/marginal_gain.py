@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from heapq import heapreplace
 
 from growkit.config.policies import MarginalGainSettings
-from growkit.growth.base import Allocator, History, Nothing, Prospect, Prospects, SiteState, Trigger
+from growkit.growth.base import Allocator, History, Nothing, Prospect, Prospects, SiteState, Trigger, Why
 from growkit.growth.limits import Limits
 from growkit.growth.pace import events_left
 from growkit.growth.where import within_noise
@@ -49,6 +49,19 @@ class MarginalGain(Allocator):
             return Nothing(told, ends=left == 1 and budget is not None)
         return given
 
+    def why(self, site: str, prospects: Prospects | None) -> Why:
+        assert prospects is not None
+        promises = {name: self._first_promise(one) for name, one in prospects.sites.items()}
+        own = promises.pop(site)
+        best = max(promises, key=lambda name: promises[name], default=None)
+        other = "" if best is None else f", the best other site {best} {promises[best]:.3g}"
+        reason = f"marginal_gain: the first unit promises {own:.3g} per {self.settings.of}{other}"
+        return Why(reason, {"promise": own})
+
+    def _first_promise(self, prospect: Prospect) -> float:
+        promises = _promises(prospect, self.settings)
+        return promises[0] if promises else 0.0
+
 
 class _Share:
     """A site's part of an event, unit by unit."""
@@ -56,10 +69,7 @@ class _Share:
     def __init__(self, site: SiteState, prospect: Prospect, settings: MarginalGainSettings):
         self.site, self.units = site, 0
         self._multiple, self._directions = settings.round_to, list[tuple[float, int, float]]()
-        cost = prospect.params_per_unit if settings.of == "params" else prospect.flops_per_unit
-        for gain in prospect.gains[: prospect.above(settings.factor)]:
-            promise = prospect.norm**2 * gain / max(1, cost)
-            self._directions.append((-promise, 1, promise))
+        self._directions += [(-promise, 1, promise) for promise in _promises(prospect, settings)]
 
     @property
     def next(self) -> int:
@@ -77,6 +87,13 @@ class _Share:
         for _ in range(more):
             _, served, promise = self._directions[0]
             heapreplace(self._directions, (-promise / (served + 1), served + 1, promise))
+
+
+def _promises(prospect: Prospect, settings: MarginalGainSettings) -> list[float]:
+    """What the first unit promises that serves a direction above the noise, per cost, the best direction first."""
+    cost = prospect.params_per_unit if settings.of == "params" else prospect.flops_per_unit
+    above = prospect.gains[: prospect.above(settings.factor)]
+    return [prospect.norm**2 * gain / max(1, cost) for gain in above]
 
 
 def _shared_out(shares: Sequence[_Share], affordable: Callable[[Mapping[str, int]], bool]) -> dict[str, int]:

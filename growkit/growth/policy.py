@@ -110,10 +110,22 @@ class Policy:
             if not isinstance(answer, _Attempt):
                 return _merged([*obstacles, answer])
             if answer.wished:
-                return [_decision(name, units, answer, why, prospects) for name, units in answer.wished.items()]
+                return [self._decision(name, answer, why, prospects) for name in answer.wished]
             obstacles.append(answer.obstacle)
             candidates = [site for site in candidates if site.name not in answer.chosen]
         return _merged(obstacles)
+
+    def _decision(self, name: str, attempt: _Attempt, why: Why, prospects: Prospects | None) -> GrowthDecision:
+        is_place = prospects is not None and prospects.sites[name].is_place
+        parts = [why, attempt.chosen[name], None if is_place else self.allocator.why(name, prospects)]
+        told = [part for part in parts if part is not None]
+        scores: dict[str, float] = {}
+        if prospects is not None:
+            one = prospects.sites[name]
+            scores = {"gain": one.largest, "noise": one.noise, "standard_error": one.standard_error}
+        for part in told:
+            scores |= part.scores
+        return GrowthDecision(name, attempt.wished[name], "; ".join(part.reason for part in told), scores)
 
     def _attempt(
         self,
@@ -180,14 +192,6 @@ def _of(prospects: Prospects, sites: Sequence[SiteState]) -> Prospects:
     """The prospects of the sites that have room."""
     names = {site.name for site in sites if site.room > 0}
     return replace(prospects, sites={name: one for name, one in prospects.sites.items() if name in names})
-
-
-def _decision(name: str, units: int, attempt: _Attempt, why: Why, prospects: Prospects | None) -> GrowthDecision:
-    choice, scores = attempt.chosen[name], {}
-    if prospects is not None:
-        one = prospects.sites[name]
-        scores = {"gain": one.largest, "noise": one.noise, "standard_error": one.standard_error}
-    return GrowthDecision(name, units, f"{why.reason}; {choice.reason}", {**why.scores, **scores, **choice.scores})
 
 
 def _merged(obstacles: Sequence[Nothing]) -> Nothing:

@@ -59,7 +59,7 @@ def candidates_again(
     selected = select_sites(list(found), settings.sites)
     again.sites = [site for site in selected if like(site) or {site.name, names.like(site.name)} & parts]
     again.give_up_untrainable(model)
-    again.give_up_unserved(initializers)
+    again.give_up(again.unserved(initializers))
     verdict = verify_sites(model, again.sites, inputs)
     again.sites, again.not_checked = [], verdict.not_checked
     refused = {refusal.name for refusal in again.refusals}

@@ -219,7 +219,8 @@ class Spread(_Scheduled):
     def planned_steps(self, clock: Clock) -> Sequence[int]:
         end, events = self.settings.until * clock.total_steps, self.settings.events
         unit = clock.steps_per_epoch if end >= events * clock.steps_per_epoch else 1
-        steps = {round(number * end / events / unit) * unit for number in range(1, events + 1)}
+        last = (clock.total_steps - 1) // unit  # growth after the last step would never be trained
+        steps = {min(round(number * end / events / unit), last) * unit for number in range(1, events + 1)}
         return sorted(step for step in steps if 0 < step < clock.total_steps)
 
 

@@ -14,6 +14,7 @@ from growkit.errors import GrowthRefused
 from growkit.graph import GrowthSite
 from growkit.graph.dimensions import Atom, Dim, Product, Sum, index_map, leaves, resolve, size
 from growkit.graph.growth_site import role_of
+from growkit.graph.rules.context import TensorUse
 
 __all__ = ["Part", "UnitLayout", "by_parts", "slices_of", "unit_layout"]
 
@@ -78,7 +79,7 @@ class UnitLayout:
         units: how many.
         fan_in, fan_out: the parts in the weights and biases that make the units, and in those that read them.
         filters: the parts in depthwise filters and those of whole groups, which make a unit of itself.
-        shifts: the parts in shifts of norms between them, which act unit by unit.
+        shifts: the parts in what is added unit by unit between them: shifts of norms, and tokens of the model's own.
     """
 
     units: int
@@ -99,10 +100,17 @@ def unit_layout(site: GrowthSite, num_new: int) -> UnitLayout:
     for record, axis in site.uses:
         role = role_of(record, axis)
         if role == "pass_through":
-            role = {0.0: "shift", None: "filter"}.get(record.neutral, "")
+            role = _role_between(record, axis)
         if role and record.kind == "parameter":
             found[role] += _parts(site, record.names[0], record.dims, axis, num_new, sizes)
     return UnitLayout(num_new, *map(tuple, (found["producer"], found["consumer"], found["filter"], found["shift"])))
+
+
+def _role_between(record: TensorUse, axis: int) -> str:
+    """What a tensor that acts unit by unit does: nothing but convolutions filters, the rest, as a class token, adds."""
+    if record.neutral is None:
+        return "filter" if axis == 0 and len(record.dims) >= 3 else "shift"
+    return "shift" if record.neutral == 0.0 else ""
 
 
 def _parts(

@@ -38,6 +38,17 @@ def other_path(h: Tensor) -> Tensor:
     return h
 
 
+def attend(h: Tensor, *probability: float, **named: float) -> Tensor:
+    mask, keys = [None] if probability else [], torch.ones(h.shape[0], 4)
+    return F.scaled_dot_product_attention(keys, keys, h, *mask, *probability, **named)
+
+
+def beside(layer: nn.MultiheadAttention | nn.LSTM, h: Tensor) -> Tensor:
+    layer.dropout, x = h.shape[-1] / 100, torch.ones(h.shape[0], 2, 4)
+    outputs, _ = layer(x, x, x) if isinstance(layer, nn.MultiheadAttention) else layer(x)
+    return h + outputs.detach().mean()
+
+
 NUMBERS: dict[str, Middle] = {
     "clamp": lambda h: h.clamp(max=float(h.shape[-1])),
     "clamp in a tensor": lambda h: torch.minimum(h, torch.tensor(float(h.shape[-1]))),
@@ -53,6 +64,15 @@ NUMBERS: dict[str, Middle] = {
     "start of a slice of samples": lambda h: h[-h.shape[-1] :],
     "size of the pieces": lambda h: h.split(h.shape[-1])[0],
     "rounded down": lambda h: h.clamp(max=50.0 + h.shape[-1] // 8),
+    "dropout": lambda h: F.dropout(h, h.shape[-1] / 100),
+    "dropout in place": lambda h: F.dropout(h, p=h.shape[-1] / 100, inplace=True),
+    "dropout of torch": lambda h: torch.dropout(h, h.shape[-1] / 100, True),
+    "dropout of channels": lambda h: F.dropout1d(h[..., None], h.shape[-1] / 100)[..., 0],
+    "alpha dropout": lambda h: F.alpha_dropout(h, h.shape[-1] / 100, training=True),
+    "dropout of attention": lambda h: attend(h, h.shape[-1] / 100),
+    "dropout of attention by name": lambda h: attend(h, dropout_p=h.shape[-1] / 100),
+    "dropout of heads": lambda h: beside(nn.MultiheadAttention(4, 2), h),
+    "dropout between layers": lambda h: beside(nn.LSTM(4, 4, num_layers=2), h),
 }
 
 

@@ -20,6 +20,7 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from growkit.surgery.dropout import dropout_probability
 from growkit.surgery.verify import Inputs
 
 __all__ = ["Change", "Difference", "Recorded", "Recording", "first_difference"]
@@ -40,11 +41,13 @@ class Recording:
         calls: the functions of torch that the code calls, and per call the operations that it leads to, each with the
             numbers that it passes.
         bounds: per call, the bounds of slices in brackets beyond the end: torch makes no operation of a `x[:99]`.
+        dropouts: per call, the probability of a dropout: it is left out, so no output tells that it is another.
         places: the user's "file:line" of each call, where asked for.
     """
 
     calls: list[tuple[str, list[tuple[OpOverload, tuple[float | None, ...]]]]] = field(default_factory=list)
     bounds: list[tuple[int, ...]] = field(default_factory=list)
+    dropouts: list[float | None] = field(default_factory=list)
     places: list[str | None] = field(default_factory=list)
 
 
@@ -74,7 +77,7 @@ class Recorded(Inputs):
     runs: list[Recording] = field(default_factory=list)
 
     def call(self, model: nn.Module) -> list[Tensor]:
-        found = Recording(calls=[("", [])], bounds=[()], places=[None])
+        found = Recording(calls=[("", [])], bounds=[()], dropouts=[None], places=[None])
         with _Operations(found), _Functions(found, self.places):
             outputs = super().call(model)
         self.runs.append(found)
@@ -91,6 +94,7 @@ class _Functions(TorchFunctionMode):
         if name != "__get__":  # attributes of tensors, such as the shape, compute nothing
             self.found.calls.append((name, []))
             self.found.bounds.append(tuple(_beyond(args[0], args[1])) if name == "__getitem__" else ())
+            self.found.dropouts.append(dropout_probability(func, args, kwargs or {}))
             if self.places:
                 self.found.places.append(_place())
         return func(*args, **(kwargs or {}))
@@ -205,17 +209,24 @@ def first_difference(before: Recording, after: Recording, eps: Collection[Change
         for a, b in zip(before.bounds[number], after.bounds[number], strict=False):
             if a != b:
                 return Difference(number, f"its size bounds a slice, beyond the end on the example: {a}, then {b}")
+        old, new = before.dropouts[number], after.dropouts[number]
+        if old is not None and new is not None and _differ(old, new):
+            return Difference(number, _as_a_number(name, old, new))
         if [op for op, _ in ops] != [op for op, _ in others]:
             continue  # torch itself chooses another way to compute the same
         for (op, old), (_, new) in zip(ops, others, strict=True):
             for place, a, b in zip(_places_of_numbers(op), old, new, strict=False):
                 if a is not None and b is not None and _differ(a, b) and not _is_eps(op, place[1], (a, b), eps):
-                    return Difference(number, f"its size acts as a number in {_base(op)!r}: {a:g}, then {b:g}")
+                    return Difference(number, _as_a_number(_base(op), a, b))
     if len(before.calls) != len(after.calls):
         longer = max(before.calls, after.calls, key=len)
         at = min(len(before.calls), len(after.calls))
         return Difference(at, f"{_ANOTHER_PATH}: {longer[at][0]!r} is called or not")
     return None
+
+
+def _as_a_number(operation: str, before: float, after: float) -> str:
+    return f"its size acts as a number in {operation!r}: {before:g}, then {after:g}"
 
 
 def _differ(a: float, b: float) -> bool:

@@ -212,8 +212,8 @@ def widen(
     num_new = int(num_new)  # numpy has whole numbers of its own
     check_optimizer(model, optimizer)
     inputs = example_for(model, site.graph.inputs, example)
-    watched = [watch(model, inputs), *_watched(copies, site, example)]
     site = _tried(model, site, inputs)
+    watched = [watch(model, inputs), *_watched(copies, site, example)]
     nothing = Measurement(model, _no_loss, Inputs(), torch.empty(0), (site,))
     extended = build_initializer(settings).extend(site, num_new, nothing, torch.Generator().manual_seed(seed))
     what, advice = f"widening {site.name!r} by {num_new}", f"look for its width {site.width} in the forward"
@@ -222,7 +222,7 @@ def widen(
             operate(model, [Growth(site, num_new, Extension(extended.values))], optimizer=optimizer, copies=copies)
         )
         for one in watched:
-            one.compare()
+            one.compare(edits[0])
     return edits[0]
 
 

@@ -136,3 +136,33 @@ def test_the_verdict_says_where_it_holds_for_one_path_only() -> None:
     for kind, specialised in ((Branching, True), (Two, False)):
         model = kind(torch.tanh)
         assert growkit.verify_sites(model, growkit.find_sites(model, x)).path_specialised is specialised
+
+
+def test_a_number_that_steps_at_a_larger_width_than_the_trials_is_noticed_at_the_edit() -> None:
+    torch.manual_seed(0)
+    model, x = Two(lambda h: h.clamp(max=100.0 if h.shape[-1] < 64 else 50.0)), torch.randn(6, 5)
+    _, site = growkit.verify_sites(model, growkit.find_sites(model, x)).sites
+    with pytest.raises(growkit.SurgeryError, match="'clamp': 100, then 50.*test_verify_numbers.py"):
+        growkit.widen(model, site, 54)
+    assert growkit.widen(model, site, 53).records[0].new_width == 63
+
+
+class Remembers(nn.Module):
+    """Makes a scale of its width once, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head, self.scales = nn.Linear(5, 8), nn.Linear(8, 3), {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        if h.shape[-1] not in self.scales:
+            self.scales[h.shape[-1]] = torch.ones(h.shape[-1]) * 0.5
+        return self.head(h * self.scales[h.shape[-1]])
+
+
+def test_what_a_model_makes_anew_for_a_new_width_is_no_other_path() -> None:
+    model, x = Remembers(), torch.randn(6, 5)
+    (site,) = growkit.verify_sites(model, growkit.find_sites(model, x)).sites
+    model(x)
+    assert growkit.widen(model, site, 3).records[0].new_width == 11

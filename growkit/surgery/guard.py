@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -13,6 +13,9 @@ from torch.utils import _pytree as pytree
 
 from growkit.errors import ModelError, SurgeryError, UserInputError
 from growkit.graph import arguments_of
+from growkit.surgery.calls import differences, other_calls, warm_recordings
+from growkit.surgery.recording import Recorded, Recording
+from growkit.surgery.undo import Edit
 from growkit.surgery.verify import Inputs, Observation, function_change, observe
 
 __all__ = ["Watched", "check_optimizer", "example_for", "first_look", "rounding_of", "taken_back", "watch"]
@@ -77,24 +80,32 @@ class Watched:
         model: the model.
         inputs: what it is called with.
         before: what it computed.
+        recordings: the calls that led there, one per mode; none where the model does not bear that.
         name: what it is called in messages, None for the model itself.
     """
 
     model: nn.Module
     inputs: Inputs
     before: Observation
+    recordings: Sequence[Recording]
     name: str | None
 
-    def compare(self) -> None:
-        """Look again.
+    def compare(self, edit: Edit) -> None:
+        """Look again after an edit of widths.
 
         Raises:
-            SurgeryError: the outputs changed by more than rounding.
+            SurgeryError: the outputs changed by more than rounding, or other calls or numbers lead to them.
         """
-        change = function_change(self.before, observe(self.model, self.inputs)).worst
+        recorded = Recorded(self.inputs.args, self.inputs.kwargs)
+        change = function_change(self.before, observe(self.model, recorded if self.recordings else self.inputs)).worst
+        whose = "the outputs" if self.name is None else f"the outputs of {self.name}"
         if change > (tolerance := rounding_of(self.model)):
-            whose = "the outputs" if self.name is None else f"the outputs of {self.name}"
             raise SurgeryError(f"it changes {whose} by {change:.1e} of their size, more than {tolerance:.1e}")
+        if any(differences(self.recordings, recorded.runs, edit)):
+            other = other_calls(self.recordings, warm_recordings(self.model, self.inputs), edit)
+            if other is not None:
+                text, place = other
+                raise SurgeryError(f"other inputs would change {whose}, for {text}{f' ({place})' if place else ''}")
 
 
 def first_look(look: Callable[[], Look], outputs_of: Callable[[Look], Observation], subject: str = "the model") -> Look:
@@ -121,8 +132,16 @@ def watch(model: nn.Module, inputs: Inputs, name: str | None = None) -> Watched:
     Raises:
         ModelError: it does not run on the inputs, or its outputs are not finite.
     """
-    before = first_look(lambda: observe(model, inputs), lambda outputs: outputs, name or "the model")
-    return Watched(model, inputs, before, name)
+
+    def look() -> tuple[Observation, Sequence[Recording]]:
+        recorded = Recorded(inputs.args, inputs.kwargs)
+        try:
+            return observe(model, recorded), recorded.runs
+        except Exception:  # an operation that bears no mode of torch's around it, or else the model's own failure
+            return observe(model, inputs), ()
+
+    before, recordings = first_look(look, lambda found: found[0], name or "the model")
+    return Watched(model, inputs, before, recordings, name)
 
 
 @contextmanager

@@ -52,7 +52,9 @@ def example_look(model: nn.Module, inputs: Inputs) -> tuple[Look, list[Recording
             return Look.at(model, inputs, Faintness()), [], [f"calls and numbers ({type(first).__name__})"]
         except Exception as error:  # a user's forward may raise anything
             text = f"{type(error).__name__}: {first_line(error)}"
-            raise ModelError(f"the model must run on the example, got {text}; give a batch that fits") from error
+            raise ModelError(
+                f"the model must run on the example, got {text}; give a batch that fits with example="
+            ) from error
 
 
 def other_look(model: nn.Module, inputs: Inputs, faintness: Faintness) -> tuple[Look, list[str]]:

@@ -16,19 +16,19 @@ from torch import nn
 from growkit.device import lacks_memory
 from growkit.errors import GrowthRefused, ModelError, SurgeryError
 from growkit.graph import GrowthSite, SizeAttribute, copy_of
-from growkit.rng import isolated
 from growkit.surgery.attributes import read_attribute
 from growkit.surgery.caches import Emptied, caches_of
+from growkit.surgery.calls import differences, other_calls, warm_recordings
 from growkit.surgery.faintness import faintness_of
 from growkit.surgery.faults import fault_of
 from growkit.surgery.look import Look, example_look, first_line, other_look
 from growkit.surgery.reaction import brighten, control, reactions
-from growkit.surgery.recording import Change, Difference, Recorded, Recording, first_difference
+from growkit.surgery.recording import Recorded
 from growkit.surgery.records import AttributeChange
 from growkit.surgery.transaction import Extension, Growth, grow
 from growkit.surgery.undo import Edit, UndoLog
 from growkit.surgery.values import lookup
-from growkit.surgery.verify import Inputs, new_entries, observe, untouched
+from growkit.surgery.verify import Inputs, new_entries
 
 __all__ = ["LARGEST_BATCH", "SIZE_FAULTS", "TOLERANCE", "UNREACHED", "Outcome", "Trial"]
 
@@ -179,7 +179,7 @@ class Trial:
             return _changed(worst)
         if not all(shown.values()):
             return Outcome(UNREACHED, worst)
-        if any(_differences(self._recordings, recorded.runs, edit)) and (found := self._differs(sites, draw)):
+        if any(differences(self._recordings, recorded.runs, edit)) and (found := self._differs(sites, draw)):
             return replace(found, worst=worst)
         hidden = tuple((site, shown[site.name]) for site in sites if shown[site.name] <= self.tolerance)
         noticeable = not hidden and noticed > self.tolerance
@@ -207,23 +207,17 @@ class Trial:
             edit.undo()
 
     def _differs(self, sites: Sequence[GrowthSite], draw: int) -> Outcome | None:
-        """Whether calls or numbers differ once more on a model that ran before, at both widths.
-
-        What a model makes anew for another width and keeps is no other path.
-        """
-        before = _warm_recordings(self.model, self.inputs)
+        """Whether calls or numbers differ once more on a model that ran before, at both widths."""
+        before = warm_recordings(self.model, self.inputs)
         edit = self._widen(self.model, sites, draw, self._caches)
         try:
-            after = _warm_recordings(self.model, self.inputs)
+            after = warm_recordings(self.model, self.inputs)
         except Exception as error:
             return _failed(error)
         finally:
             edit.undo()
-        for found, *runs in zip(_differences(before, after, edit), after, before, strict=True):
-            if found is not None:
-                places = next((run.places for run in runs if len(run.places) > found.call), [None])
-                return Outcome(found.text, location=places[min(found.call, len(places) - 1)])
-        return None
+        other = other_calls(before, after, edit)
+        return None if other is None else Outcome(other[0], location=other[1])
 
     def _brighten(self, hidden: Sequence[tuple[GrowthSite, float]]) -> bool:
         """Make hidden branches of the copy stronger, for good; not where it can bear no such weights."""
@@ -271,29 +265,6 @@ def _random(model: nn.Module, site: GrowthSite, num_new: int, draw: int) -> Exte
             shape[dim] = int((index < 0).sum())
             values[edit.names[0], dim] = torch.randn(shape, generator=generator).to(tensor) * 0.1
     return Extension(values)
-
-
-def _differences(before: Sequence[Recording], after: Sequence[Recording], edit: Edit) -> list[Difference | None]:
-    """Per mode, where the calls part by more than the eps that the edit itself changed."""
-    changes: dict[tuple[str, str], Change] = {}
-    for change in (one for record in edit.records for one in record.attributes):
-        if isinstance(change.old, float):
-            first = changes.get((change.module, change.name), (change.old, change.old))[0]
-            changes[change.module, change.name] = first, float(change.new)
-    eps = set(changes.values())
-    return [first_difference(old, new, eps) for old, new in zip(before, after, strict=True)] if before else []
-
-
-def _warm_recordings(model: nn.Module, inputs: Inputs) -> list[Recording]:
-    """With lines, of a model that has run already and kept what it keeps; one recording per mode."""
-    recorded = Recorded(inputs.args, inputs.kwargs, places=True)
-    with untouched(model):
-        for training in (False, True):
-            model.train(training)
-            with torch.no_grad(), isolated(0):
-                inputs.call(model)
-        observe(model, recorded)
-    return recorded.runs
 
 
 def _units(sites: Sequence[GrowthSite], turn: int) -> list[tuple[GrowthSite, int]]:

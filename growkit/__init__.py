@@ -5,6 +5,7 @@ Importing this package is cheap: torch is imported when a name that needs it is 
 
 from __future__ import annotations
 
+import random
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,11 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'growkit' has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
+    state = random.getstate()
+    try:
+        return getattr(import_module(_HOME_OF[name]), name)
+    finally:
+        random.setstate(state)  # what is imported on the way, such as rich, draws from it
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -215,9 +216,9 @@ def widen(
     site = _tried(model, site, inputs)
     watched = [watch(model, inputs), *_watched(copies, site, example)]
     nothing = Measurement(model, _no_loss, Inputs(), torch.empty(0), (site,))
-    extended = build_initializer(settings).extend(site, num_new, nothing, torch.Generator().manual_seed(seed))
     what, advice = f"widening {site.name!r} by {num_new}", f"look for its width {site.width} in the forward"
     with taken_back(what, site.location, f"{advice}, or compare on another batch with example=") as edits:
+        extended = build_initializer(settings).extend(site, num_new, nothing, torch.Generator().manual_seed(seed))
         edits.append(
             operate(model, [Growth(site, num_new, Extension(extended.values))], optimizer=optimizer, copies=copies)
         )
@@ -295,6 +296,8 @@ def _check_own(model: nn.Module, site: GrowthSite) -> None:
 def _check_numbers(site: GrowthSite, num_new: Any, seed: Any) -> None:
     if isinstance(num_new, bool) or not isinstance(num_new, Integral) or int(num_new) < 1:
         raise GrowthRefused(f"{site.name} must grow by a whole number of units >= 1, got {num_new!r}")
+    if int(num_new) > (most := sys.maxsize // 8 // max(1, site.params_per_unit)):
+        raise GrowthRefused(f"{site.name} must grow by units that memory can address, at most {most}, got {num_new}")
     site.grown(int(num_new))
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UserInputError(f"seed must be a whole number, got {seed!r}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +308,27 @@ def test_the_example_of_sam_in_the_readme_runs():
     names: dict[str, Any] = {}
     exec(compile(example, "README.md", "exec"), names)
     assert names["optimizer"].steps == 3 and names["loss"].isfinite()
+
+
+def test_a_width_that_memory_cannot_hold_is_refused_and_nothing_changes():
+    model, x = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 5)
+    (site,) = growkit.verify_sites(model, growkit.find_sites(model, x)).sites
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(SurgeryError, match="no memory was left for it"):
+        growkit.widen(model, site, 10**15)
+    with pytest.raises(GrowthRefused, match="units that memory can address, at most"):
+        growkit.widen(model, site, 10**18)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_nothing_that_is_imported_on_the_way_moves_the_random_numbers_of_python():
+    code = """
+import random, torch, growkit
+from torch import nn
+model, x = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 5)
+before = random.getstate()
+site = growkit.verify_sites(model, growkit.find_sites(model, x)).sites[0]
+growkit.widen(model, site, 2)
+assert random.getstate() == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

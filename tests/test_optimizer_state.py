@@ -174,6 +174,16 @@ class InLists(torch.optim.SGD):
         return super().step(closure)
 
 
+class InOneList(torch.optim.SGD):
+    """Keeps what it remembers of each weight in a list, and a count of all under a name."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.state["count"] = 1  # pyright: ignore[reportArgumentType]
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p] = [torch.zeros_like(p)]  # pyright: ignore[reportArgumentType]
+
+
 class Averaging(torch.optim.SGD):
     """Keeps an average of the weights beside its momentum."""
 
@@ -190,9 +200,10 @@ class Averaging(torch.optim.SGD):
     [
         (lambda params: Lookahead(torch.optim.Adam(params)), "Lookahead wraps Adam, of which nothing is known here"),
         (lambda params: InLists(params, lr=0.1), r"got factors a list of tensors for a parameter \(6, .*resize_state"),
+        (lambda params: InOneList(params, lr=0.1), "must be a dict to grow along.*got a list in InOneList"),
         (lambda params: Averaging(params, lr=0.1, momentum=0.9), "'z' of Averaging follows the weights themselves"),
     ],
-    ids=["wrapped", "in lists", "average of weights"],
+    ids=["wrapped", "in lists", "in one list", "average of weights"],
 )
 def test_memory_that_could_not_follow_is_refused_and_everything_rolled_back(make: Any, message: str) -> None:
     model, sites, x = fresh("mlp")

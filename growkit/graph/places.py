@@ -41,7 +41,7 @@ def find_places(model: nn.Module, example: Example) -> Places:
 
     Args:
         model: any module; it is left as it was.
-        example: one batch of inputs with at least two samples, as for `growkit.find_sites`.
+        example: one batch of inputs, best of two samples or more, as for `growkit.find_sites`.
 
     Returns:
         The places in the order of the modules, with what may not be followed in `.refusals`; where there are neither,

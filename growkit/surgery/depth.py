@@ -95,9 +95,12 @@ class DepthEdit:
 
         Raises:
             SurgeryError: the edit was undone already, or a later edit of the same modules was not.
+            GrowthRefused: weights are between two passes of SAM.
         """
         if self._insertion is None:
             raise SurgeryError("an edit can be undone once, and this one has been")
+        if not self._begun:
+            refuse_displaced([*(tensor for tensor, _ in self._shapes), *self._insertion.container.parameters()])
         changed = not self._insertion.stands or any(tensor.shape != shape for tensor, shape in self._shapes)
         if not self._begun and changed:
             raise SurgeryError("edits are undone last first, and a later one changed the same modules; undo that first")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from growkit.device import lacks_memory
 from growkit.errors import ModelError, SurgeryError, UserInputError
 from growkit.graph import arguments_of
 from growkit.surgery.calls import differences, other_calls, warm_recordings
@@ -166,5 +167,7 @@ def taken_back(what: str, location: str | None, advice: str) -> Iterator[list[An
         if not isinstance(error, Exception) or isinstance(error, UserInputError):
             raise
         cause = str(error) if isinstance(error, SurgeryError) else f"the model fails: {type(error).__name__}: {error}"
+        if lacks_memory(error):
+            cause = f"no memory was left for it: {error}"
         where = f" ({location})" if location else ""
         raise SurgeryError(f"{what}{where} was taken back: {cause}; {advice}") from error

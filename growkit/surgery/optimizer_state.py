@@ -83,7 +83,8 @@ def refuse_optimizer(optimizer: torch.optim.Optimizer | None) -> None:
     """Refuse an optimizer whose memory could not follow.
 
     Raises:
-        GrowthRefused: it remembers all parameters as one vector, wraps another optimizer, or remembers weights.
+        GrowthRefused: it remembers all parameters as one vector, wraps another optimizer, remembers weights, or keeps
+            what it remembers of a parameter in anything but a dict.
     """
     if optimizer is None:
         return
@@ -92,6 +93,12 @@ def refuse_optimizer(optimizer: torch.optim.Optimizer | None) -> None:
         raise GrowthRefused(
             "LBFGS remembers all parameters as one vector, which cannot grow along; make a new optimizer after the edit"
         )
+    for parameter, state in optimizer.state.items():
+        if isinstance(parameter, Tensor) and not isinstance(state, dict):
+            raise GrowthRefused(
+                f"what an optimizer remembers of a parameter must be a dict to grow along, as in torch's own, got a "
+                f"{type(state).__name__} in {name}; keep it in state[parameter] under names"
+            )
     if hasattr(optimizer, "resize_state"):
         return
     held = [one for one in pytree.tree_leaves(dict(vars(optimizer))) if isinstance(one, torch.optim.Optimizer)]
@@ -113,7 +120,7 @@ def _copies_of_weights(optimizer: torch.optim.Optimizer) -> list[str]:
     """The kinds of state that lie nearer to the weights than half of their length, for every weight matrix."""
     near: dict[str, bool] = {}
     for parameter, state in optimizer.state.items():
-        for key, value in state.items():
+        for key, value in state.items() if isinstance(parameter, Tensor) else ():
             if isinstance(value, Tensor) and value.dim() > 1 and value.shape == parameter.shape and value.numel() > 1:
                 close = bool((value - parameter).norm() < 0.5 * parameter.norm())
                 near[key] = near.get(key, True) and close
@@ -127,7 +134,8 @@ def align_state(optimizer: torch.optim.Optimizer) -> None:
     strides: a state that lies otherwise would pair wrong entries.
     """
     for parameter, state in optimizer.state.items():
-        _align(state, parameter)
+        if isinstance(parameter, Tensor):  # some keep counts of all under a name
+            _align(state, parameter)
 
 
 def _align(state: dict[Any, Any], parameter: Tensor) -> None:

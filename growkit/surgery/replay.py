@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from growkit.errors import GrowthRefused, UserInputError
+from growkit.optim.displacement import refuse_displaced
 from growkit.surgery.children import build_children
 from growkit.surgery.depth import Insertion, is_numbered
 from growkit.surgery.records import DepthRecord, EditRecord, Record
@@ -28,9 +29,10 @@ def replay(model: nn.Module, records: Sequence[Record]) -> None:
     Raises:
         UserInputError: the model is not the seed: a tensor or module is missing or has another shape than the record
             starts from; the model is left as it was.
-        GrowthRefused: the model is wrapped.
+        GrowthRefused: the model is wrapped, or its weights are between two passes of SAM.
     """
     refuse_wrappers(model)
+    refuse_displaced(model.parameters())
     done: list[UndoLog | Insertion] = []
     try:
         for record in records:

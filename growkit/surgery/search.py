@@ -55,7 +55,7 @@ def verify_sites(
     Args:
         model: left untouched.
         sites: the candidates.
-        inputs: an example batch of at least 2 samples; 8 are looked at.
+        inputs: an example batch; at most 8 samples of it are looked at.
         tolerance: largest relative change of an fp32 output that is accepted as it is; a larger one is accepted
             if float64 shows that it is rounding (at most 1e-9 there).
 

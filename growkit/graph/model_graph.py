@@ -168,7 +168,7 @@ class ModelGraph:
                 name = _unique(name, sites)
                 remedies = {} if remedy is None else {atom: remedy}
                 sites[name] = GrowthSite(self, name, {atom: 1}, uses, remedies, self.carriers_of({atom}))
-        return tuple(sites.values()), tuple(refusals)
+        return tuple(sites.values()), tuple(dict.fromkeys(refusals))  # rows and columns of an image tell the same
 
     def _occurrences(self) -> dict[Atom, list[Occurrence]]:
         """For every atom that a parameter has, all dimensions of parameters and buffers that it moves."""

@@ -87,6 +87,12 @@ def test_rows_and_columns_of_a_flattened_image_are_listed_once():
     assert sorted(names) == ["1.weight[1]", "3"]
 
 
+def test_a_hidden_width_of_one_is_told_and_no_other_one():
+    model = nn.Sequential(nn.Linear(5, 1), nn.Tanh(), nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1), nn.Sigmoid())
+    refusals = [refusal for refusal in find_sites(model, torch.randn(3, 5)).refusals if refusal.width == 1]
+    assert [refusal.name for refusal in refusals] == ["0"] and "at least 2" in refusals[0].reason
+
+
 def test_kernel_and_spatial_sizes_are_not_listed():
     assert {refusal.name for refusal in traced("vgg")[2].refusals} == {"classifier.3", "features.0.weight[1]"}
 

@@ -67,6 +67,16 @@ class Count(Literal):
         return x / len(self.blocks)
 
 
+class Exits(Literal):
+    """Each block gives an output of its own."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        outputs = [x]
+        for block in self.blocks:
+            outputs.append(block(outputs[-1]))
+        return outputs[1:]
+
+
 class Scaled(Literal):
     """Between its blocks the stream is changed."""
 
@@ -85,6 +95,7 @@ class Scaled(Literal):
         (Strict, "the model fails: ValueError: zip"),
         (Skips, "(it changes the outputs by|no gradient reaches its new weights)"),
         (Count, "it changes the outputs by"),
+        (Exits, "the number of outputs changes from 3 to 4"),
         (Scaled, "it changes the outputs by"),
     ],
 )

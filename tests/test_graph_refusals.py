@@ -64,6 +64,35 @@ def test_a_width_with_another_reader_than_a_weight_is_refused(model, name, reaso
     assert next(refusal.reason for refusal in sites.refusals if refusal.name == name).startswith(reason)
 
 
+class CastAndSummed(nn.Module):
+    """A cast comes with an assertion, which reads the new units first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.a(x))
+        return self.b(hidden) + (hidden >= hidden.mean(0)).to(hidden.dtype).sum(1, keepdim=True)
+
+
+def test_assertions_are_no_readers():
+    reason = next(one.reason for one in find_sites(CastAndSummed(), vector()).refusals if one.name == "a")
+    assert reason == "sum runs over it, and new units are not 0 where sum reads them"
+
+
+def test_rows_and_columns_of_a_flattened_image_are_listed_once():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3))
+    names = [refusal.name for refusal in find_sites(model, torch.randn(4, 1, 8, 8)).refusals]
+    assert sorted(names) == ["1.weight[1]", "3"]
+
+
+def test_a_hidden_width_of_one_is_told_and_no_other_one():
+    model = nn.Sequential(nn.Linear(5, 1), nn.Tanh(), nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1), nn.Sigmoid())
+    refusals = [refusal for refusal in find_sites(model, torch.randn(3, 5)).refusals if refusal.width == 1]
+    assert [refusal.name for refusal in refusals] == ["0"] and "at least 2" in refusals[0].reason
+
+
 def test_kernel_and_spatial_sizes_are_not_listed():
     assert {refusal.name for refusal in traced("vgg")[2].refusals} == {"classifier.3", "features.0.weight[1]"}
 

@@ -174,8 +174,24 @@ class Detached(nn.Module):
 
 
 def test_data_in_a_forward_is_named():
-    with pytest.raises(ModelError, match=r"must not use \.data, .*\.detach\(\)"):
+    with pytest.raises(ModelError, match=r"not by \.data, .*\.detach\(\)"):
         growkit.find_sites(Detached(), torch.randn(4, 5))
+
+
+class Slope(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            y = x.detach().requires_grad_()
+            return torch.autograd.grad(self.b(torch.tanh(self.a(y))).sum(), y, create_graph=True)[0]
+
+
+def test_a_gradient_taken_in_a_forward_is_named():
+    with pytest.raises(ModelError, match=r"nor by torch\.autograd\.grad .*return what it differentiates"):
+        growkit.find_sites(Slope(), torch.randn(4, 5))
 
 
 class Routed(nn.Module):

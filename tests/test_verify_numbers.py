@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -166,3 +168,39 @@ def test_what_a_model_makes_anew_for_a_new_width_is_no_other_path() -> None:
     (site,) = growkit.verify_sites(model, growkit.find_sites(model, x)).sites
     model(x)
     assert growkit.widen(model, site, 3).records[0].new_width == 11
+
+
+@dataclass(frozen=True)
+class Frozen:
+    width: int = 8
+
+
+@dataclass
+class Open:
+    width: int = 8
+
+
+class Configured(nn.Module):
+    def __init__(self, config: Frozen | Open, middle: Callable[[Tensor, int], Tensor]):
+        super().__init__()
+        self.config, self.middle = config, middle
+        self.first, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x)).view(-1, self.config.width)
+        return self.head(self.middle(hidden, self.config.width))
+
+
+@pytest.mark.parametrize(
+    ("config", "middle", "reason"),
+    [
+        (Frozen(), lambda x, n: x, "Frozen is a frozen dataclass.*leave out frozen=True"),
+        (Open(), lambda x, n: x / n, "with 'config.width' of the model changed along, .*read as another number too"),
+    ],
+    ids=["frozen", "two roles"],
+)
+def test_a_number_that_cannot_change_along_is_named(config, middle, reason) -> None:
+    torch.manual_seed(0)
+    model = Configured(config, middle)
+    (refusal,) = growkit.verify_sites(model, growkit.find_sites(model, torch.randn(4, 5))).refusals
+    assert re.search(reason, refusal.reason)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch.fx import Node
 
+from growkit.graph.dimensions import size
 from growkit.graph.records import Chain
 from growkit.graph.rules.context import Call, Context, TensorUse, shape_of
 
-__all__ = ["find_chain"]
+__all__ = ["find_chain", "makers_of_one"]
 
 DENSE = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 
@@ -27,6 +28,33 @@ def find_chain(producer: TensorUse, consumer: TensorUse, contexts: Sequence[Cont
     if any(path is None for path in paths):
         return None
     return Chain(producer.names[0], consumer.names[0], tuple(paths[0] or ()))
+
+
+def makers_of_one(ctx: Context) -> list[TensorUse]:
+    """The dense weights that make a single unit that another dense weight reads, unit by unit between them."""
+    found = []
+    for node in ctx.values:
+        if _dense_weight(node, ctx, 1) is None:
+            continue
+        source = Call(node).first
+        while isinstance(source, Node) and source.op == "call_function":
+            if (maker := _dense_weight(source, ctx, 0)) is not None:
+                found.append(maker)
+            call = Call(source)
+            pointwise = torch.Tag.pointwise in getattr(source.target, "tags", ())
+            if maker is not None or not (pointwise or call.name in UNIT_BY_UNIT):
+                break
+            source = call.first
+    return found
+
+
+def _dense_weight(node: Node, ctx: Context, axis: int) -> TensorUse | None:
+    """The parameter of a dense operation whose dimension `axis` has size 1."""
+    if node.op != "call_function" or Call(node).name not in DENSE or Call(node).get("groups", 1) != 1:
+        return None
+    view = ctx.weight(Call(node)["weight"])
+    plain = view is not None and view.tensor.kind == "parameter" and view.positions[:2] == (0, 1)
+    return view.tensor if view is not None and plain and size(view.tensor.dims[axis]) == 1 else None
 
 
 def _path(producer: TensorUse, consumer: TensorUse, ctx: Context) -> list[str] | None:

@@ -12,6 +12,7 @@ import networkx as nx
 from torch import nn
 
 from growkit.errors import ModelError
+from growkit.graph.chain import makers_of_one
 from growkit.graph.depth_place import structure_of
 from growkit.graph.dimensions import Atom, Dim, Reason, leaves, pin, resolve, size, structure
 from growkit.graph.growth_site import GrowthSite, Occurrence, role_of
@@ -168,7 +169,10 @@ class ModelGraph:
                 name = _unique(name, sites)
                 remedies = {} if remedy is None else {atom: remedy}
                 sites[name] = GrowthSite(self, name, {atom: 1}, uses, remedies, self.carriers_of({atom}))
-        return tuple(sites.values()), tuple(refusals)
+        for record in makers_of_one(self.contexts[0]):
+            reason = "is 1, which cannot be told from broadcasting; give it at least 2 units"
+            refusals.append(Refusal(record.names[0].removesuffix(".weight"), 1, reason, record.location))
+        return tuple(sites.values()), tuple(dict.fromkeys(refusals))  # rows and columns of an image tell the same
 
     def _occurrences(self) -> dict[Atom, list[Occurrence]]:
         """For every atom that a parameter has, all dimensions of parameters and buffers that it moves."""

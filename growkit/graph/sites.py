@@ -21,8 +21,9 @@ def find_sites(model: nn.Module, example: Example) -> Sites:
 
     Args:
         model: any module; it is left as it was. Weights on the meta device will do.
-        example: one batch of inputs, best of two samples or more (a size of 1 broadcasts): a tensor, the tuple of positional arguments or the
-            dictionary of keyword arguments. The first dimension of the first tensor is the batch.
+        example: one batch of inputs, best of two samples or more (a size of 1 broadcasts): a tensor, the tuple of
+            positional arguments or the dictionary of keyword arguments. The first dimension of the first tensor is the
+            batch.
 
     Returns:
         The sites in the order of the forward pass, with the refused widths in `.refusals`.

@@ -89,7 +89,11 @@ def _reads_packed(error: BaseException) -> bool:
 
 def _advice(error: BaseException) -> str:
     if "constant" in str(error) and "fake tensor" in str(error):
-        return "A forward must not use .data, which leaves the trace; .detach() gives the same."
+        return (
+            "A forward must not leave the trace: not by .data, where .detach() gives the same, nor by "
+            "torch.autograd.grad or backward(); for find_sites, let it return what it differentiates (the widths are "
+            "the same)."
+        )
     return "Check that the model runs on the example by itself."
 
 

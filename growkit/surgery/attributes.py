@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch import nn
 
+from growkit.errors import GrowthRefused
 from growkit.graph import AttributeEdit
 from growkit.graph.attribute_path import has_entries, item_at, like_tuple, steps_of
 from growkit.surgery.records import AttributeChange
@@ -26,12 +28,16 @@ def find_attribute_changes(
 
     Returns:
         The changes to make, for undo and for the record.
+
+    Raises:
+        GrowthRefused: a number to change is a field of a frozen dataclass.
     """
     changes = []
     for edit in edits:
         old = read_attribute(model, edit.module, edit.path)
         new = edit.new if edit.new is not None else old * edit.factor
         if old != new:
+            _refuse_frozen(model, edit)
             changes.append(AttributeChange(edit.module, edit.path, old, new))
     for name in dict.fromkeys(tensor.rpartition(".")[0] for tensor in tensors):
         module = _module_at(model, name)
@@ -42,6 +48,23 @@ def find_attribute_changes(
             if value not in (old, given.get(attribute)):
                 changes.append(AttributeChange(name, attribute, old, value))
     return changes
+
+
+def _refuse_frozen(model: nn.Module, edit: AttributeEdit) -> None:
+    steps = steps_of(edit.path)
+    while len(steps) > 1:
+        steps = steps[:-1]
+        holder: Any = _module_at(model, edit.module)
+        for step in steps:
+            holder = item_at(holder, step)
+        if isinstance(holder, tuple):
+            continue  # replaced as a whole in what holds it
+        if is_dataclass(holder) and type(holder).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            raise GrowthRefused(
+                f"{type(holder).__name__} is a frozen dataclass, so that no number in it can change along; leave out "
+                "frozen=True, or keep the size in an attribute of the module"
+            )
+        return
 
 
 def _sizes(module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:

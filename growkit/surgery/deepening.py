@@ -150,6 +150,11 @@ def _compare(model: nn.Module, edit: DepthEdit, batches: Sequence[Inputs], befor
     old = {id(module) for module in model.modules() if _has_state(module)} - new
     for batch, look in zip(batches, before, strict=False):
         after = _look(model, batch, edit.children)
+        counts = len(look.outputs.eval), len(after.outputs.eval)
+        if counts[0] != counts[1]:
+            raise SurgeryError(
+                f"the number of outputs changes from {counts[0]} to {counts[1]}, as where each block gives its own"
+            )
         if any(after.calls.count(id(child)) != RUNS for child in edit.children):
             raise SurgeryError("the forward does not call the new module once")
         if [call for call in after.calls if call in old] != [call for call in look.calls if call in old]:

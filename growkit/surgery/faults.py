@@ -13,7 +13,7 @@ from growkit.surgery.look import first_line
 __all__ = ["fault_of"]
 
 ADVICE = {
-    "is invalid for input of size": "; write flatten, -1 or an attribute for a size that is written as a number there",
+    "is invalid for input of size": "; write flatten, -1 or an attribute for a size that is written or computed there",
     "don't multiply up to the size": "; write -1 or an attribute for a size that is computed from another one there",
     "split_with_sizes expects split_sizes": "; keep the sizes of the split in an attribute of their own",
 }

@@ -17,7 +17,7 @@ from growkit.graph import GrowthSite, Refusal, SizeAttribute, joins
 from growkit.graph.dimensions import size
 from growkit.surgery.guesses import certain, chosen, guesses, pattern, pattern_of, place_of
 from growkit.surgery.scratch import scratch_copy
-from growkit.surgery.trial import LARGEST_BATCH, SIZE_FAULTS, TOLERANCE, UNREACHED, Outcome, Trial
+from growkit.surgery.trial import CHANGED, LARGEST_BATCH, SIZE_FAULTS, TOLERANCE, UNREACHED, Outcome, Trial
 from growkit.surgery.values import lookup
 from growkit.surgery.verify import Inputs
 
@@ -151,10 +151,10 @@ class _Search:
     def _cluster(self, sites: list[GrowthSite]) -> list[GrowthSite]:
         """The members of a cluster of like sites that may grow; the others become failures."""
         plain = self.look(sites)
-        if plain.reason is None or self._guessed(sites, tried=True).reason is None:
+        if plain.reason is None or (guessed := self._guessed(sites, tried=True)).reason is None:
             return sites
         if len(sites) == 1:
-            self._fail(sites[0], plain)
+            self._fail(sites[0], self._both(sites[0], plain, guessed))
             return []
         if len(sites) > SMALL_CLUSTER:
             ends = [self._alone(site) for site in (sites[0], sites[-1])]
@@ -166,8 +166,11 @@ class _Search:
         return self._cluster(sites[:half]) + self._cluster(sites[half:])
 
     def _guessed(self, sites: list[GrowthSite], *, tried: bool = False) -> Outcome:
-        """Trials with the attributes that may have to change, until one succeeds; `tried`: all but without any."""
-        outcome = Outcome("no attribute is known that could change along")
+        """Trials with the attributes that may have to change, until one succeeds, else the outcome of the first.
+
+        With `tried`, all but the one without any.
+        """
+        first: Outcome | None = None
         known = {site.name: self._candidates(site) for site in sites}
         for patterns in guesses([one for site in sites for one in known[site.name]]):
             if tried and not patterns:
@@ -178,9 +181,10 @@ class _Search:
             if outcome.reason is None:
                 self._drop_needless(sites)
                 return outcome
+            first = first or outcome
         for site in sites:
             site.attributes = certain(site)
-        return outcome
+        return first or Outcome("no attribute is known that could change along")
 
     def _candidates(self, site: GrowthSite) -> tuple[SizeAttribute, ...]:
         """The attributes that may have to change with a site: those that the forward reads."""
@@ -210,7 +214,19 @@ class _Search:
         if plain.reason is None:
             return plain
         guessed = self._guessed([site], tried=True)
-        return guessed if guessed.reason is None else plain
+        return guessed if guessed.reason is None else self._both(site, plain, guessed)
+
+    def _both(self, site: GrowthSite, plain: Outcome, guessed: Outcome) -> Outcome:
+        """The failure without a change of attributes, and the other one with it, where an attribute has two roles."""
+        places = list(dict.fromkeys(one.place for one in self._candidates(site) if one.likely and not one.certain))
+        same_line = plain.location is not None and plain.location == guessed.location
+        if not places or same_line or not (plain.reason or "").startswith(SIZE_FAULTS):
+            return plain
+        where = f" (at {guessed.location})" if guessed.location else ""
+        along = f"with {' and '.join(places[:2])} changed along, {guessed.reason}{where}"
+        if (guessed.reason or "").startswith(CHANGED):
+            along += ", as where it is read as another number too; give each of the two an attribute of its own"
+        return replace(plain, reason=f"{plain.reason}; {along}")
 
     def _fail(self, site: GrowthSite, outcome: Outcome) -> None:
         for one in self.parts.get(site, [site]):

@@ -30,7 +30,7 @@ from growkit.surgery.undo import Edit, UndoLog
 from growkit.surgery.values import lookup
 from growkit.surgery.verify import Inputs, new_entries
 
-__all__ = ["LARGEST_BATCH", "SIZE_FAULTS", "TOLERANCE", "UNREACHED", "Outcome", "Trial"]
+__all__ = ["CHANGED", "LARGEST_BATCH", "SIZE_FAULTS", "TOLERANCE", "UNREACHED", "Outcome", "Trial"]
 
 TOLERANCE = 1e-5
 LARGEST_ROUNDING = (
@@ -62,6 +62,8 @@ class Outcome:
 
 UNREACHED = "no gradient reaches its new units"
 CANNOT_TELL = "the check cannot tell: a wrong edit does not change the outputs either"
+CHANGED = "widening it changes the outputs by"
+"""How the reason of a changed function begins."""
 SIZE_FAULTS = ("the model fails", "widening it changes the outputs' shape")
 """How reasons begin that a size written as a number may lead to; other outputs of the same shape are no sign of it."""
 
@@ -292,7 +294,7 @@ def _share(site: GrowthSite, number: int, turn: int) -> int:
 
 
 def _changed(worst: float) -> Outcome:
-    return Outcome(f"widening it changes the outputs by {worst:.1e} of their size", worst)
+    return Outcome(f"{CHANGED} {worst:.1e} of their size", worst)
 
 
 def _check_memory(error: BaseException) -> None:

@@ -195,15 +195,22 @@ class Averaging(torch.optim.SGD):
         return loss
 
 
+def test_memory_in_anything_but_a_dict_is_refused() -> None:
+    model, sites, x = fresh("mlp")
+    optimizer = InOneList(model.parameters(), lr=0.1)
+    train(model, optimizer, x, 2)
+    with pytest.raises(GrowthRefused, match="must be a dict to grow along.*got a list in InOneList"):
+        grow(model, [Growth(sites[0], 2)], optimizer=optimizer)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda params: Lookahead(torch.optim.Adam(params)), "Lookahead wraps Adam, of which nothing is known here"),
         (lambda params: InLists(params, lr=0.1), r"got factors a list of tensors for a parameter \(6, .*resize_state"),
-        (lambda params: InOneList(params, lr=0.1), "must be a dict to grow along.*got a list in InOneList"),
         (lambda params: Averaging(params, lr=0.1, momentum=0.9), "'z' of Averaging follows the weights themselves"),
     ],
-    ids=["wrapped", "in lists", "in one list", "average of weights"],
+    ids=["wrapped", "in lists", "average of weights"],
 )
 def test_memory_that_could_not_follow_is_refused_and_everything_rolled_back(make: Any, message: str) -> None:
     model, sites, x = fresh("mlp")

@@ -45,6 +45,14 @@ def attend(h: Tensor, *probability: float, **named: float) -> Tensor:
     return F.scaled_dot_product_attention(keys, keys, h, *mask, *probability, **named)
 
 
+def thin(h: Tensor) -> Tensor:
+    return torch.full((h.shape[0], 3), 1e-2)
+
+
+def surrogate(h: Tensor) -> Tensor:
+    return h + (h.round() - h).detach()
+
+
 def beside(layer: nn.MultiheadAttention | nn.LSTM, h: Tensor) -> Tensor:
     layer.dropout, x = h.shape[-1] / 100, torch.ones(h.shape[0], 2, 4)
     outputs, _ = layer(x, x, x) if isinstance(layer, nn.MultiheadAttention) else layer(x)
@@ -66,6 +74,13 @@ NUMBERS: dict[str, Middle] = {
     "start of a slice of samples": lambda h: h[-h.shape[-1] :],
     "size of the pieces": lambda h: h.split(h.shape[-1])[0],
     "rounded down": lambda h: h.clamp(max=50.0 + h.shape[-1] // 8),
+    "factor before a bend": lambda h: h + torch.relu(h / h.shape[-1] - 50.0),
+    "factor before rounding": lambda h: h + (thin(h) / h.shape[-1]).round().sum(),
+    "factor before a surrogate of rounding": lambda h: h + surrogate(thin(h) / h.shape[-1] ** 0.5).sum(),
+    "factor before a comparison": lambda h: h * torch.where(h / h.shape[-1] > 50.0, 2.0, 1.0),
+    "factor before an index": lambda h: h + torch.arange(4.0)[(thin(h) / h.shape[-1]).long()].sum(),
+    "factor before a norm with eps": lambda h: h + F.normalize(thin(h) / h.shape[-1], eps=1e-6).sum(),
+    "factor in place": lambda h: h + torch.relu(h.clone().mul_(h.shape[-1]) - 1e4),
     "dropout": lambda h: F.dropout(h, h.shape[-1] / 100),
     "dropout in place": lambda h: F.dropout(h, p=h.shape[-1] / 100, inplace=True),
     "dropout of torch": lambda h: torch.dropout(h, h.shape[-1] / 100, True),

@@ -2,7 +2,8 @@
 
 Outputs that stay on a batch prove nothing for a number that acts on other inputs only, such as the bound of a clamp.
 So the calls of two forwards are compared as well, at the old widths and at the new ones. Sizes may differ: they are
-what grew. Numbers in products may: those act on every input. No other number may, nor may the path.
+what grew. Numbers in products may where outputs show them (growkit.surgery.products). No other number may, nor may the
+path.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from growkit.surgery.dropout import dropout_probability
 from growkit.surgery.verify import Inputs
 
-__all__ = ["Change", "Difference", "Recorded", "Recording", "first_difference"]
+__all__ = [
+    "Change",
+    "Difference",
+    "Factor",
+    "Recorded",
+    "Recording",
+    "as_a_number",
+    "changed_factors",
+    "first_difference",
+]
 
 ROUNDING = 1e-3  # numbers that depend on data are equal up to rounding; a size that grew by a quarter is not
 
@@ -31,6 +41,9 @@ _ANOTHER_PATH = "the forward takes another path at another width"
 
 Change = tuple[float, float]
 """A number at the old and at the new widths."""
+
+Numbers = tuple[float | None, ...]
+"""Those of one operation; None where an argument is none that counts."""
 
 
 @dataclass
@@ -45,10 +58,26 @@ class Recording:
         places: the user's "file:line" of each call, where asked for.
     """
 
-    calls: list[tuple[str, list[tuple[OpOverload, tuple[float | None, ...]]]]] = field(default_factory=list)
+    calls: list[tuple[str, list[tuple[OpOverload, Numbers]]]] = field(default_factory=list)
     bounds: list[tuple[int, ...]] = field(default_factory=list)
     dropouts: list[float | None] = field(default_factory=list)
     places: list[str | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A number in a product that is another one after an edit.
+
+    Attributes:
+        place: which call, which operation of that call, which argument of that operation.
+        old, new: before and after.
+        operation: its name.
+    """
+
+    place: tuple[int, int, int]
+    old: float
+    new: float
+    operation: str
 
 
 @dataclass(frozen=True)
@@ -118,7 +147,7 @@ class _Operations(TorchDispatchMode):
 _PRODUCTS = frozenset({
     "mul", "div", "true_divide", "lerp", "addcmul", "addcdiv", "addmm", "addmv", "addbmm", "baddbmm",
 })  # fmt: skip
-"""A number in one of these acts on every input, so outputs that stay say that it is right."""
+"""A number in one of these acts on every input: outputs that stay say that it is right, if they show it at all."""
 
 _SUMS = frozenset({"add", "sub", "rsub"})
 _SIZES_AS_SCALARS = frozenset({"arange"})
@@ -130,10 +159,10 @@ _BOUNDS = {"slice": ("start", "end"), "split": ("split_size",)}
 
 
 @functools.cache
-def _places_of_numbers(func: OpOverload) -> tuple[tuple[int, str, bool], ...]:
+def places_of_numbers(func: OpOverload) -> tuple[tuple[int, str, bool], ...]:
     """Position, name and "may be a tensor too" of the arguments that are numbers and not sizes."""
     name = _base(func)
-    if name in _PRODUCTS | _SIZES_AS_SCALARS or name.startswith(("_scaled_dot_product", "_local_scalar")):
+    if name in _SIZES_AS_SCALARS or name.startswith(("_scaled_dot_product", "_local_scalar")):
         return ()
     gates = torch.Tag.pointwise in func.tags and name not in _SUMS
     found = []
@@ -152,9 +181,9 @@ def _base(func: OpOverload) -> str:
     return func._schema.name.rpartition("::")[2].rstrip("_")
 
 
-def _numbers(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> tuple[float | None, ...]:
+def _numbers(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Numbers:
     """The numbers of one operation; none where it only reckons with numbers that are kept in tensors of one entry."""
-    places = _places_of_numbers(func)
+    places = places_of_numbers(func)
     if not places or not _matters(func, args, result):
         return ()
     found: list[float | None] = []
@@ -211,13 +240,13 @@ def first_difference(before: Recording, after: Recording, eps: Collection[Change
                 return Difference(number, f"its size bounds a slice, beyond the end on the example: {a}, then {b}")
         old, new = before.dropouts[number], after.dropouts[number]
         if old is not None and new is not None and _differ(old, new):
-            return Difference(number, _as_a_number(name, old, new))
+            return Difference(number, as_a_number(name, old, new))
         if [op for op, _ in ops] != [op for op, _ in others]:
             continue  # torch itself chooses another way to compute the same
         for (op, old), (_, new) in zip(ops, others, strict=True):
-            for place, a, b in zip(_places_of_numbers(op), old, new, strict=False):
-                if a is not None and b is not None and _differ(a, b) and not _is_eps(op, place[1], (a, b), eps):
-                    return Difference(number, _as_a_number(_base(op), a, b))
+            for place, a, b in _changed(op, old, new):
+                if not is_product(op) and not _is_eps(op, place[1], (a, b), eps):
+                    return Difference(number, as_a_number(_base(op), a, b))
     if len(before.calls) != len(after.calls):
         longer = max(before.calls, after.calls, key=len)
         at = min(len(before.calls), len(after.calls))
@@ -225,8 +254,31 @@ def first_difference(before: Recording, after: Recording, eps: Collection[Change
     return None
 
 
-def _as_a_number(operation: str, before: float, after: float) -> str:
+def as_a_number(operation: str, before: float, after: float) -> str:
+    """What to say of a size that acts as a number."""
     return f"its size acts as a number in {operation!r}: {before:g}, then {after:g}"
+
+
+def is_product(op: OpOverload) -> bool:
+    """Whether a number acts as a factor there."""
+    return _base(op) in _PRODUCTS
+
+
+def changed_factors(before: Recording, after: Recording) -> Iterator[Factor]:
+    """The numbers in products that differ, where the calls are the same."""
+    for call, ((name, ops), (other, others)) in enumerate(zip(before.calls, after.calls, strict=False)):
+        if name == other and [op for op, _ in ops] == [op for op, _ in others]:
+            for number, ((op, old), (_, new)) in enumerate(zip(ops, others, strict=True)):
+                if is_product(op):
+                    for (position, *_), a, b in _changed(op, old, new):
+                        yield Factor((call, number, position), a, b, _base(op))
+
+
+def _changed(op: OpOverload, old: Numbers, new: Numbers) -> Iterator[tuple[tuple[int, str, bool], float, float]]:
+    """Places of numbers that differ, and both values."""
+    for place, a, b in zip(places_of_numbers(op), old, new, strict=False):
+        if a is not None and b is not None and _differ(a, b):
+            yield place, a, b
 
 
 def _differ(a: float, b: float) -> bool:

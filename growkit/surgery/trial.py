@@ -22,8 +22,9 @@ from growkit.surgery.calls import differences, other_calls, warm_recordings
 from growkit.surgery.faintness import faintness_of
 from growkit.surgery.faults import fault_of
 from growkit.surgery.look import Look, example_look, first_line, other_look
+from growkit.surgery.products import changed, hidden_factor
 from growkit.surgery.reaction import brighten, control, reactions
-from growkit.surgery.recording import Recorded
+from growkit.surgery.recording import Factor, Recorded
 from growkit.surgery.records import AttributeChange
 from growkit.surgery.transaction import Extension, Growth, grow
 from growkit.surgery.undo import Edit, UndoLog
@@ -37,6 +38,7 @@ LARGEST_ROUNDING = (
     1.0  # of an fp32 output: batch norm over two values is nearly a sign, and blows rounding up to anything
 )
 EXACT = 1e-9
+LEAST = 1e-12  # change of an output in float64 that is more than rounding
 LARGEST_BATCH = 8
 DRAWS = 8
 
@@ -169,6 +171,8 @@ class Trial:
                 return Outcome("widening it changes the outputs' shape, or they are not finite")
             if worst >= LARGEST_ROUNDING:
                 return _changed(worst)
+            factors = changed(self._recordings, recorded.runs)
+            hidden_number = self._hidden_number(sites, draw, factors) if any(factors) else None
             entries = new_entries(self.model, edit)
             shown = reactions(self.model, self.inputs, entries)
             noticed = control(self.model, self.inputs, entries, looks[0].before.eval)
@@ -181,18 +185,46 @@ class Trial:
             return _changed(worst)
         if not all(shown.values()):
             return Outcome(UNREACHED, worst)
+        if hidden_number is not None:
+            return Outcome(hidden_number[0], worst, location=hidden_number[1])
         if any(differences(self._recordings, recorded.runs, edit)) and (found := self._differs(sites, draw)):
             return replace(found, worst=worst)
         hidden = tuple((site, shown[site.name]) for site in sites if shown[site.name] <= self.tolerance)
         noticeable = not hidden and noticed > self.tolerance
         return Outcome(None if noticeable else CANNOT_TELL, worst, noticed, hidden=hidden)
 
+    def _hidden_number(
+        self, sites: Sequence[GrowthSite], draw: int, factors: Sequence[Sequence[Factor]]
+    ) -> tuple[str, str | None] | None:
+        """A number in a product that changed and that no output shows; in float64 where fp32 shows too little."""
+        found = hidden_factor(self.model, self.inputs, factors, self.tolerance)
+        if found is None or self.tolerance <= EXACT:
+            return found
+        try:
+            twin, _ = self._twin()
+            edit = self._widen(twin, sites, draw)
+        except Exception as error:  # not every model runs in float64
+            _check_memory(error)
+            return hidden_factor(self.model, self.inputs, factors, 0.0)
+        try:
+            return hidden_factor(twin, self.inputs.double(), factors, LEAST)
+        except Exception as error:
+            _check_memory(error)
+            return hidden_factor(self.model, self.inputs, factors, 0.0)
+        finally:
+            edit.undo()
+
+    def _twin(self) -> tuple[nn.Module, dict[int, Look]]:
+        """The model in float64, and what it computes at the old widths."""
+        self._double = self._double or (copy_of(self.model).double(), {})
+        return self._double
+
     def _is_rounding(self, sites: Sequence[GrowthSite], draw: int, looks: Sequence[int], turn: int = 0) -> bool:
         """Whether nothing is left of a change in float64."""
         if self.tolerance <= EXACT:
             return False
         try:
-            twin, before = self._double = self._double or (copy_of(self.model).double(), {})
+            twin, before = self._twin()
             for number in looks:
                 look = self.looks[number]
                 before[number] = before.get(number) or Look.at(twin, look.inputs.double(), look.faintness)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from controller_cases import Chain, Run, start
+from controller_cases import Chain, Run, Unwilling, start
 
 from growkit.config import config_from_overrides, load_config
 from growkit.config.growth import GrowthSettings
@@ -22,7 +22,7 @@ from growkit.config.policies import (
 )
 from growkit.cost import LATENCY_CALLS, measure_latency
 from growkit.dry_run import describe
-from growkit.errors import UserInputError
+from growkit.errors import GrowthRefused, UserInputError
 from growkit.growth import controller as controller_module
 from growkit.growth.base import EpochRecord, Prospect, Prospects
 from growkit.growth.controller import GrowthController
@@ -312,6 +312,28 @@ def test_measuring_for_a_trigger_that_does_not_fire_is_paid_for() -> None:
     run.history.epochs = [EpochRecord(5, 1, 0.1, 1.0, None, 1.0, None, 1, 1, 1, 0.0, 0.0)]
     assert not run.controller.due(run.history) and not run.controller.take_notes()
     assert run.controller.take_measuring_flops() == 3 * 12 * 100
+
+
+# sites that are refused at an event
+
+
+def test_a_run_goes_on_without_the_site_that_is_refused_at_its_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given up like sites that are given up before the first step: on the terminal, and in the events."""
+    real, model = controller_module.build_initializer, {"name": "mlp", "hidden": [8, 8]}
+    first, second = (site["name"] for site in describe(config_from_overrides({**QUICK, "model": model}))["sites"])
+    monkeypatch.setattr(
+        controller_module, "build_initializer", lambda given: Unwilling(real(given), (first,), because=GrowthRefused)
+    )
+    growth = {"growth.where": "round_robin", "growth.when": {"start": 1, "every": 1}, "run.root": str(tmp_path)}
+    result = run(config_from_overrides({**QUICK, "model": model, **growth}))
+    events = lines(result, "growth")
+    assert [[one["name"] for one in event["refused"]] for event in events] == [[first], [], [], [], []]
+    assert [[one["site"] for one in event["grown"]] for event in events] == [[], *[[second]] * 4]
+    assert [event["undone"] is None for event in events] == [False, True, True, True, True]
+    assert f"{first}: given up, no gradient on this batch" in capsys.readouterr().out
+    assert f"{first}: no gradient on this batch" in [f"{one.name}: {one.reason}" for one in result.refusals]
 
 
 # latency

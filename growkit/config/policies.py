@@ -276,11 +276,12 @@ class BudgetPacedSettings(AllocatorSettings):
 class MarginalGainSettings(AllocatorSettings):
     """Each event goes unit by unit to the site whose next unit promises most for its cost, as far as the pace goes.
 
-    The promise of the first unit that serves a singular direction is its squared singular value times the squared norm
-    of a new slice; further ones promise a half, a third, ... of it. Only directions above the noise floor count. of:
-    what a unit costs, and which budget is kept pace with. factor: the floor, as a multiple of the largest squared
-    singular value that chance gives. events: over how many events the budget is spread; null takes the number that
-    growth.when plans. ratio: where there is no such budget, an event makes the model this many times as dear.
+    Each unit serves a singular direction of the site's gradient matrix, and promises its squared singular value times
+    the squared norm of a new slice. A site gets no more units at an event than it has directions above the noise (but
+    for round_to, which rounds up); what that leaves of the pace goes to the later events. of: what a unit costs, and
+    which budget is kept pace with. factor: the noise, as a multiple of the squared singular value of the same rank
+    that chance gives. events: over how many events the budget is spread; null takes the number that growth.when plans.
+    ratio: where there is no such budget, an event makes the model this many times as dear.
     """
 
     name: Literal["marginal_gain"] = "marginal_gain"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from controller_cases import Chain, Run, Unwilling, start
 
+from growkit import cost
 from growkit.config import config_from_overrides, load_config
 from growkit.config.growth import GrowthSettings
 from growkit.config.policies import (
@@ -371,7 +373,7 @@ def test_an_event_that_is_fast_enough_stands_and_its_timing_is_paid_for(monkeypa
 
 
 def test_a_run_goes_on_after_an_event_that_was_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([1.0, 1.0, 2.0, 2.0, *[9.0] * 9])  # of the seed, then of each stage and of each event
+    times = iter([1.0, 1.0, 2.0, 2.0, *[9.0] * 12])  # of the seed, then of each stage and of each event
     monkeypatch.setattr(controller_module, "measure_latency", lambda call, device: next(times))
     result = quick_run(tmp_path, when={"start": 1, "every": 1}, budget={"latency_ms": 5.0})
     assert [event["undone"] is None for event in lines(result, "growth")] == [True, False]
@@ -380,14 +382,30 @@ def test_a_run_goes_on_after_an_event_that_was_undone(tmp_path: Path, monkeypatc
     assert note["reason"] == "every site has been given up" and note["ends"]
 
 
-def test_latency_is_the_median_of_the_calls_after_the_first() -> None:
-    calls = 0
+def test_latency_is_that_of_the_calls_that_load_does_not_disturb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of its own: another program has the machine, and all calls but one take ten times as long."""
+    now = calls = 0.0
 
     def call() -> None:
-        nonlocal calls
-        calls += 1
+        nonlocal now, calls
+        now, calls = now + (0.001 if calls == 7 else 0.010), calls + 1
 
-    assert measure_latency(call, "cpu") > 0.0 and calls == LATENCY_CALLS
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: now, sleep=sleep))
+    assert measure_latency(call, "cpu") == pytest.approx(1.0) and calls == LATENCY_CALLS
+    assert now > 0.001 + 0.010 * (LATENCY_CALLS - 1)  # there were pauses
+
+
+def test_an_event_that_load_alone_makes_too_slow_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([9.0, 3.0])
+    monkeypatch.setattr(controller_module, "measure_latency", lambda call, device: next(times))
+    free = start(Chain).prepare().grow()
+    event = start(Chain, budget=BudgetSettings(latency_ms=5.0)).prepare().grow()
+    assert event.undone is None and event.latency_ms == 3.0
+    assert event.flops_spent == free.flops_spent + 2 * LATENCY_CALLS * event.flops_after
 
 
 def test_settings_of_policies_come_back_from_their_record() -> None:

@@ -308,9 +308,9 @@ class BudgetSettings(Settings):
 
     accuracy: 0 to 1; no event while the last epoch's accuracy on the validate split is at least so high. params:
     parameters of the model. flops: forward, per sample, 2 x MAC. latency_ms: milliseconds of a forward pass in
-    evaluation mode on this device, the median of several; an event that exceeds it is undone, and its sites are given
-    up. latency_batch: samples of that pass. train_flops: of the whole run, if it goes on to its last step at the new
-    widths. wall_seconds: no event after so many seconds of the run.
+    evaluation mode on this device, the shortest of several, for load can only add; an event that exceeds it, measured
+    three times, is undone, and its sites are given up. latency_batch: samples of that pass. train_flops: of the whole
+    run, if it goes on to its last step at the new widths. wall_seconds: no event after so many seconds of the run.
     """
 
     params: Count | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ from growkit.growth.statistics import Loss, Measurement
 from growkit.surgery import Inputs, Observation, Record, function_change, new_entries, untouched
 
 __all__ = ["GrowthController"]
+
+LOOKS = 3  # at a latency that breaks the budget, before the event is undone
 
 
 @dataclass
@@ -158,6 +161,13 @@ class GrowthController:
             self.model.eval()
             return measure_latency(lambda: self.model(batch), self.compute.device)
 
+    def latency_within(self, inputs: Inputs, limit: float) -> tuple[float, int]:
+        """That latency, measured again while it lies above `limit`, for load may pass; and how often that was."""
+        found: list[float] = []
+        while len(found) < LOOKS and min(found, default=math.inf) > limit:
+            found.append(self.latency_ms(inputs))
+        return min(found), len(found)
+
     def grow(self, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Tensor, history: History) -> GrowthEvent:
         """One growth event, in place: model and optimizer state widen, or blocks are inserted; the function stays.
 
@@ -203,8 +213,8 @@ class GrowthController:
         limit = self.settings.budget.latency_ms
         if limit is None:
             return event
-        latency = self.latency_ms(inputs)
-        spent = LATENCY_CALLS * self.settings.budget.latency_batch * event.flops_after
+        latency, looks = self.latency_within(inputs, limit)
+        spent = looks * LATENCY_CALLS * self.settings.budget.latency_batch * event.flops_after
         event = replace(event, latency_ms=latency, flops_spent=event.flops_spent + spent)
         if latency <= limit:
             return event

@@ -23,7 +23,7 @@ from growkit.config.policies import (
     RoundRobinSettings,
 )
 from growkit.cost import LATENCY_CALLS, measure_latency
-from growkit.dry_run import describe
+from growkit.dry_run import describe, render
 from growkit.errors import GrowthRefused, UserInputError
 from growkit.growth import controller as controller_module
 from growkit.growth.base import EpochRecord, Prospect, Prospects
@@ -256,7 +256,20 @@ def test_settings_that_contradict_each_other_are_refused_where_they_stand(
 
 def test_a_dry_run_says_what_has_no_plan() -> None:
     facts = describe(config_from_overrides({**QUICK, "growth.when": "plateau"}))
-    assert facts["plan"] is None and facts["train_flops"] is None
+    assert facts["plan"] is None and facts["train_flops"] is None and facts["final"] is None
+    assert "\nfinal     depends on training\n" in render(facts)
+
+
+def test_a_dry_run_says_where_the_budget_stops_growth_before_its_target() -> None:
+    free = describe(config_from_overrides(QUICK))
+    assert free["budget_below_target"] == {} and "growth.budget" not in render(free)
+    seed, target = free["seed"], free["target"]
+    limits = {"params": (seed["params"] + target["params"]) // 2, "flops": target["flops"]}
+    facts = describe(config_from_overrides({**QUICK, "growth.budget": limits}))
+    assert facts["budget_below_target"] == {"params": limits["params"]}
+    (line,) = [line for line in render(facts).splitlines() if line.startswith("target")]
+    assert line.startswith(f"target    {target['params']:,} parameters, ")
+    assert line.endswith(f"; growth.budget stops growth before, at {limits['params']:,} parameters")
 
 
 # under a controller

@@ -129,6 +129,12 @@ def _bars(axes: Any) -> list[Any]:
     return [bar for one in axes.containers for lines in one.lines[2] for bar in lines.get_segments()]
 
 
+def test_random_growth_has_no_fallback_that_is_random_too(runs: InProcess, tmp_path: Path):
+    result = compared(tmp_path, "c.yaml growth.fallback=random", baselines="random", seeds="1")
+    assert not any(run["failure"] for arm in result["arms"].values() for run in arm["runs"])
+    assert [made.growth.fallback is None for made in runs.made] == [False, True]
+
+
 def test_a_plan_foresees_the_training_flops_of_any_number_of_steps(runs: InProcess, tmp_path: Path):
     compared(tmp_path, "steps7=c.yaml train.steps=7", "steps11=c.yaml train.steps=11", match="none", seeds="1")
     parts = assemble(load_config("c.yaml"), writes=False)

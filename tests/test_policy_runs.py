@@ -220,6 +220,11 @@ def test_a_seed_that_is_too_slow_is_refused(tmp_path: Path, monkeypatch: pytest.
             "(train.batch_size), got 7; leave it out",
         ),
         (
+            "growth: {initializer: {name: gradmax, batch_size: 7}, fallback: gradmax}",
+            "1:1: growth: fallback: must be another one than initializer, where that cannot serve, got gradmax with "
+            "the same settings for both; leave it out, or name another",
+        ),
+        (
             "growth: {how_many: budget_paced}",
             "1:1: growth: how_many: budget_paced needs a budget to keep pace with; set budget.params",
         ),

@@ -129,12 +129,12 @@ def _settings(
     handed: dict[str, dict[str, Any]] = {"data": {"name": "memory"}, "model": {"name": "live", "type": model_type}}
     if config is not None and not isinstance(config, Mapping | Config | str | Path):
         raise UserInputError(f"config must be a mapping, a Config or a file's path, got {type(config).__name__}")
+    limits = {} if budget is None else {"growth.budget": dict(budget)}  # policy: auto needs it from the start
     if config is None or isinstance(config, Mapping):
         _refuse_what_is_handed_over(config or {})
-        limits = {} if budget is None else {"growth.budget": dict(budget)}  # policy: auto needs it from the start
         settings = config_from_overrides(config, base=config_from_overrides({**handed, **limits}))
     else:
-        settings = config if isinstance(config, Config) else load_config(config)
+        settings = config if isinstance(config, Config) else load_config(config, settings=limits)
     if not isinstance(settings.data, MemorySettings):
         kept = {*MemorySettings.model_fields} - {"name"}
         if not getattr(settings.data, "transforms", ()):
@@ -143,11 +143,7 @@ def _settings(
         handed["data"] |= shared
         settings = settings.model_copy(update={"data": MemorySettings.model_validate(handed["data"])})
     settings = settings.model_copy(update={"model": LiveModelSettings(type=model_type)})
-    extra: dict[str, Any] = {}
-    if budget is not None:
-        extra["growth.budget"] = dict(budget)
-    if root is not None:
-        extra["run.root"] = str(root)
+    extra: dict[str, Any] = {**limits, **({} if root is None else {"run.root": str(root)})}
     return config_from_overrides(extra, base=settings) if extra else settings
 
 

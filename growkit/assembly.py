@@ -358,11 +358,11 @@ def _check_trial(trial: TrialSettings | None, clock: Clock, samples: int) -> Non
 
 def _check_budget(controller: GrowthController, clock: Clock, example: Tensor) -> None:
     """Refuse a budget that the seed alone exceeds."""
-    budget, seed = controller.settings.budget, controller.counted.total
+    budget, seed, inputs = controller.settings.budget, controller.counted.total, Inputs((example,))
     costs: dict[str, tuple[str, Callable[[], float]]] = {
         "params": ("the seed's", lambda: count_params(controller.model)),
         "flops": ("the seed's", lambda: seed),
-        "latency_ms": ("the seed's", lambda: controller.latency_ms(Inputs((example,)))),
+        "latency_ms": ("the seed's", lambda: controller.latency_within(inputs, budget.latency_ms or 0.0)[0]),
         "train_flops": ("the training of the seed alone,", lambda: clock.forwards_per_step * clock.total_steps * seed),
     }
     for name, (whose, cost) in costs.items():

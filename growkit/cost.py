@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 import torch
@@ -29,7 +29,9 @@ __all__ = [
     "measure_latency",
 ]
 
-LATENCY_CALLS = 14  # the first three warm up
+LATENCY_CALLS = 14
+BLOCK = 2  # calls one after the other: the first is slow after a pause
+PAUSE = 0.005  # seconds, about what a scheduler gives another program at a time
 BACKWARD_AND_FORWARD = 3  # in forwards: the backward pass makes two products for each product of the forward
 
 
@@ -86,21 +88,28 @@ def count_flops(model: nn.Module, example: Tensor) -> Flops:
 
 
 def measure_latency(call: Callable[[], Any], device: str) -> float:
-    """Milliseconds that a call takes: the median of LATENCY_CALLS but for those that warm up.
+    """Milliseconds that a call takes where nothing disturbs it: the shortest of LATENCY_CALLS in blocks apart in time.
+
+    What else runs on the machine can only make a call longer, so the shortest one is nearest to what the call itself
+    needs, while a mean or a median follows the load (Chen and Revels, "Robust benchmarking in noisy environments",
+    arXiv 1608.04295, 2016). Pauses between the blocks keep one busy spell from meeting all of them. CPU time, which
+    knows no load either, is no latency where several threads or a GPU compute.
 
     Args:
         call: what is timed.
         device: where it computes, "cpu" or "cuda"; a CUDA device is waited for at every call.
     """
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    seconds = []
-    for _ in range(LATENCY_CALLS):
+    shortest = math.inf
+    for number in range(LATENCY_CALLS):
+        if number and number % BLOCK == 0:
+            time.sleep(PAUSE)
         wait()
         started = time.perf_counter()
         call()
         wait()
-        seconds.append(time.perf_counter() - started)
-    return 1000.0 * median(seconds[3:])
+        shortest = min(shortest, time.perf_counter() - started)
+    return 1000.0 * shortest
 
 
 @dataclass

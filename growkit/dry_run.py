@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from growkit.assembly import Assembly, assemble
@@ -16,8 +17,7 @@ __all__ = ["describe", "render"]
 def describe(config: Config) -> dict[str, Any]:
     """The facts of a dry run, as JSON can hold them; see `render`."""
     parts = assemble(config)
-    costs, plan = parts.controller.costs, parts.plan
-    final = dict(plan.final_widths) if plan is not None else {}
+    costs, plan, target = parts.controller.costs, parts.plan, _target(parts)
     depths = parts.controller.depths
     return {
         "data": {name: len(split) for name, split in parts.data.splits.items()},
@@ -27,8 +27,9 @@ def describe(config: Config) -> dict[str, Any]:
         "steps": parts.clock.total_steps,
         "steps_per_epoch": parts.clock.steps_per_epoch,
         "seed": {"params": count_params(parts.model), "flops": costs.flops({})},
-        "target": _target(parts),
-        "final": {"params": costs.params(final), "flops": costs.flops(final)},
+        "target": target,
+        "budget_below_target": _exceeded(parts, target),
+        "final": None if plan is None else _size_at(parts, plan.final_widths),
         "train_flops": parts.planned_flops,
         "flops_limit": config.train.flops,
         "sites": [
@@ -68,8 +69,19 @@ def _target(parts: Assembly) -> dict[str, int] | None:
     controller = parts.controller
     if controller.settings.mode == "both":
         return None
-    targets = {state.name: state.target for state in controller.ground.states}
-    return {"params": controller.costs.params(targets), "flops": controller.costs.flops(targets)}
+    return _size_at(parts, {state.name: state.target for state in controller.ground.states})
+
+
+def _size_at(parts: Assembly, sizes: Mapping[str, int]) -> dict[str, int]:
+    costs = parts.controller.costs
+    return {"params": costs.params(sizes), "flops": costs.flops(sizes)}
+
+
+def _exceeded(parts: Assembly, target: Mapping[str, int] | None) -> dict[str, int]:
+    """The limits of the budget, by name, that growth meets before all is at its target."""
+    budget = parts.controller.settings.budget
+    limits = {"params": budget.params, "flops": budget.flops}
+    return {key: limit for key, limit in limits.items() if limit is not None and target and target[key] > limit}
 
 
 def render(facts: dict[str, Any]) -> str:
@@ -82,7 +94,11 @@ def render(facts: dict[str, Any]) -> str:
         f"training  {at_most}{facts['steps']} steps, {facts['steps_per_epoch']} per epoch"
         + (f", {human(facts['train_flops'])}FLOPs" if facts["train_flops"] is not None else ""),
     ]
-    lines += [f"{name:<9} {_size(facts[name])}" for name in ("seed", "target", "final")]
+    lines += [
+        f"seed      {_size(facts['seed'])}",
+        f"target    {_size(facts['target'])}{_stop(facts['budget_below_target'])}",
+        f"final     {'depends on training' if facts['final'] is None else _size(facts['final'])}",
+    ]
     lines += _places(facts)
     lines.append(f"sites     {len(facts['sites'])} may grow")
     lines += [
@@ -108,6 +124,13 @@ def render(facts: dict[str, Any]) -> str:
         lines.append(f"plan      {len(facts['plan'])} events")
         lines += [f"  step {event['step']:>7}   {_sizes(event['widths'])}" for event in facts["plan"]]
     return "\n".join(lines + [f"warning: {message}" for message in facts["warnings"]])
+
+
+def _stop(exceeded: Mapping[str, int]) -> str:
+    """Where growth ends before the target."""
+    told = {"params": "{:,} parameters", "flops": "{}FLOPs per sample"}
+    limits = [told[key].format(human(limit) if key == "flops" else limit) for key, limit in exceeded.items()]
+    return f"; growth.budget stops growth before, at {' and '.join(limits)}" if limits else ""
 
 
 def _places(facts: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from growkit.config.growth import (
     PeriodicSettings,
 )
 from growkit.device import ComputePolicy
-from growkit.errors import GrowthWaits
+from growkit.errors import GrowthRefused, GrowthWaits
 from growkit.graph import GrowthSite, Sites, find_sites
 from growkit.growth.base import Clock, Extended, History, Initializer
 from growkit.growth.controller import GrowthController
@@ -132,18 +132,24 @@ class Careless(Initializer):
         return Extended(values, "zero_fan_out", "a test")
 
 
-class Waiting(Initializer):
-    """Cannot serve some sites on this batch, and serves the others as another initializer does."""
+class Unwilling(Initializer):
+    """Cannot serve some sites on this batch, and serves the others as another initializer does.
 
-    name = "waiting"
+    Args:
+        served: the other one.
+        sites: names of those that it cannot serve.
+        because: `GrowthWaits` where it may on a later batch.
+    """
 
-    def __init__(self, served: Initializer, waits: tuple[str, ...]):
-        self.served, self.waits = served, waits
+    name = "unwilling"
+
+    def __init__(self, served: Initializer, sites: tuple[str, ...], because: type[GrowthRefused] = GrowthWaits):
+        self.served, self.sites, self.because = served, sites, because
 
     def refuses(self, site: GrowthSite) -> str | None:
         return None
 
     def extend(self, site: GrowthSite, num_new: int, measurement: Any, generator: torch.Generator) -> Extended:
-        if site.name in self.waits:
-            raise GrowthWaits("no gradient on this batch")
+        if site.name in self.sites:
+            raise self.because("no gradient on this batch")
         return self.served.extend(site, num_new, measurement, generator)

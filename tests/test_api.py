@@ -126,6 +126,15 @@ def test_wrong_settings_name_the_key(data: tuple[Tensor, Tensor]):
         growkit.grow(Residual(), data, config={"train.epoch": 3})
 
 
+def test_a_budget_is_all_that_policy_auto_of_a_file_needs(data: tuple[Tensor, Tensor], tmp_path: Path):
+    file = tmp_path / "auto.yaml"
+    file.write_text("growth: {policy: auto}\ntrain: {epochs: 2}\n")
+    seed = Residual()
+    limit = sum(p.numel() for p in seed.parameters()) + 400
+    grown = growkit.grow(seed, data, budget={"params": limit}, config=file, observers=())
+    assert grown.events and grown.result["params"] <= limit
+
+
 def test_a_wrong_budget_is_a_config_error(data: tuple[Tensor, Tensor]):
     with pytest.raises(growkit.ConfigError, match="growth.budget.parms"):
         growkit.grow(Residual(), data, budget={"parms": 3})

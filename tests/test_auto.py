@@ -20,7 +20,7 @@ from growkit.config.policies import (
     SpreadSettings,
 )
 from growkit.errors import UserInputError
-from growkit.growth.base import Clock, GrowthRecord, History, Nothing, Prospects, SiteState
+from growkit.growth.base import Clock, GrowthRecord, History, Nothing, Prospect, Prospects, SiteState
 from growkit.growth.guards import build_trigger
 from growkit.growth.how_many import build_allocator
 from growkit.growth.limits import Limits
@@ -123,23 +123,32 @@ def budget(params: int, cost: Any = lambda widths: sum(widths.values())) -> Limi
 
 def test_units_go_where_each_next_one_promises_most() -> None:
     seen = of(a=one_prospect(9.0, 4.0, 1.0), b=one_prospect(5.0, 3.0), c=one_prospect(2.0))
-    assert shares(seen, budget(6 + 4)) == {"a": 3, "b": 1}  # 9, 5, 4.5 and 4
-    assert shares(seen, budget(6 + 6)) == {"a": 4, "b": 2}  # and 3, 3
+    assert shares(seen, budget(6 + 4)) == {"a": 2, "b": 2}  # 9, 5, 4 and 3
+    assert shares(seen, budget(6 + 5)) == {"a": 2, "b": 2, "c": 1}  # and 2
 
 
 def test_the_choice_is_the_best_of_all_that_cost_the_same() -> None:
     seen = of(a=one_prospect(9.0, 4.0, 1.0), b=one_prospect(5.0, 3.0, 2.5), c=one_prospect(2.0, 1.9))
-    tables = [sorted((gain / n for gain in p.gains for n in range(1, 9)), reverse=True) for p in seen.sites.values()]
-    for units in range(1, 8):
+    tables = [prospect.gains for prospect in seen.sites.values()]
+    for units in range(1, 9):
         found = shares(seen, budget(6 + units))
-        choices = [choice for choice in itertools.product(range(8), repeat=3) if sum(choice) == units]
+        choices = [choice for choice in itertools.product(range(4), repeat=3) if sum(choice) == units]
         promise = {c: sum(sum(table[:n]) for table, n in zip(tables, c, strict=True)) for c in choices}
         assert promise[tuple(found.get(name, 0) for name in seen.sites)] == pytest.approx(max(promise.values()))
 
 
-def test_sites_share_in_proportion_to_what_they_promise() -> None:
-    seen = of(a=one_prospect(6.0), b=one_prospect(3.0), c=one_prospect(1.0))
-    assert shares(seen, budget(6 + 10)) == {"a": 6, "b": 3, "c": 1}
+def test_a_site_gets_no_more_units_than_it_has_directions_above_the_noise_whatever_the_budget() -> None:
+    seen = of(a=one_prospect(9.0, 4.0, 1.0, noise=2.0), b=one_prospect(5.0, 3.0, noise=2.0))
+    assert shares(seen, budget(100)) == {"a": 2, "b": 2}
+    assert shares(seen, budget(100), round_to=4) == {"a": 2, "b": 2}  # to widths of 4
+    assert shares(seen, budget(100), round_to=5) == {"a": 3, "b": 3}  # rounded up
+
+
+def test_a_direction_is_held_against_the_one_of_its_rank_that_chance_gives() -> None:
+    spectrum = Prospect((9.0, 4.0, 1.5, 0.9), 6.0, 0.0, 1, 1, 1.0, chance=(6.0, 2.0, 1.0, 0.5))
+    assert [spectrum.directions(factor) for factor in (1.0, 1.4, 1.6)] == [4, 4, 0]
+    assert Prospect((9.0, 1.0, 0.9), 6.0, 0.0, 1, 1, 1.0, chance=(6.0, 2.0, 0.1)).directions(1.0) == 1  # none after it
+    assert Prospect((9.0, 1e-12), 0.0, 0.0, 1, 1, 1.0, chance=(0.0, 0.0)).directions(1.0) == 1  # rounding is none
 
 
 def test_a_dear_unit_must_promise_more() -> None:
@@ -149,13 +158,13 @@ def test_a_dear_unit_must_promise_more() -> None:
 
 def test_noise_gets_no_unit_and_where_all_is_noise_growth_ends() -> None:
     seen = of(a=one_prospect(9.0, 4.0, 1.0, noise=3.0), b=one_prospect(2.0, noise=3.0))
-    assert shares(seen, budget(100)) == {"a": 10}
+    assert shares(seen, budget(100)) == {"a": 2}
     nothing = shares(of(b=one_prospect(2.0, noise=3.0)), budget(100))
     assert isinstance(nothing, Nothing) and nothing.ends
 
 
 def test_the_pace_is_kept_with_the_true_cost_of_all_sites() -> None:
-    seen = of(a=one_prospect(*[2.0] * 9), b=one_prospect(*[1.9] * 9))
+    seen = of(a=one_prospect(*[2.0] * 10), b=one_prospect(*[1.9] * 10))
     units = shares(seen, budget(50, lambda widths: widths["a"] * widths["b"]))  # the sites make each other dear
     assert units == {"a": 10, "b": 2}  # 12 x 4; 12 x 5 would exceed the pace
 
@@ -240,6 +249,17 @@ def test_growth_stops_where_labels_are_pure_noise_and_only_there(noise: float, t
         result = done(DIGITS, f"seed={seed}", labels, folder=tmp_path)
         grown += result.result["params"] > 2000  # of the 682 of the seed, within the budget of 3 000
     assert grown == (0 if noise else 5)
+
+
+def test_every_unit_has_a_direction_of_its_own_and_decisions_say_how_many_there_are(tmp_path: Path) -> None:
+    events = [event for event in done(DIGITS, folder=tmp_path).events if event.undone is None]
+    assert events
+    for event in events:
+        decided = {decision.site: decision for decision in event.decisions}
+        for grown in event.grown:
+            directions = int(decided[grown.site].scores["directions"])
+            assert grown.new_width - grown.old_width <= directions and "random_beyond_rank" not in grown.facts
+            assert f"{directions} direction" in decided[grown.site].reason
 
 
 def test_growth_waits_while_the_network_is_accurate_enough(tmp_path: Path) -> None:

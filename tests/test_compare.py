@@ -8,9 +8,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 from compare_cases import TINY, InProcess, compared, in_process
+from matplotlib.figure import Figure
 
 from growkit.assembly import assemble
 from growkit.compare.arms import differing, read_arms
@@ -100,6 +102,37 @@ def test_what_is_kept_says_how_it_was_made(runs: InProcess, tmp_path: Path):
     assert kept["arms"][1]["verdict"] == "one pair, no interval"
     folder = tmp_path / "out" / result["arms"]["c"]["runs"][0]["folder"]
     assert load_config(folder / "config.yaml").train.epochs == 1
+
+
+@pytest.mark.parametrize(("seeds", "told"), [("2", "range of the seeds"), ("3", "95% interval")])
+def test_bars_of_two_seeds_end_at_the_seeds_and_a_title_says_what_bars_are(
+    runs: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: str, told: str
+):
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **given: drawn.append(figure))
+    result = compared(tmp_path, "c.yaml", RANDOM, seeds=seeds)
+    titled = {axes.get_title(): axes for axes in drawn[-1].axes}
+    (metric,) = [axes for title, axes in titled.items() if title.startswith("on the way: mean and " + told)]
+    (ends,) = [axes for title, axes in titled.items() if title.startswith("at the end")]
+    for place, arm in enumerate(reversed(result["arms"].values())):
+        values = [run["value"] for run in arm["runs"]]
+        half = arm["half_interval"]
+        extent = [min(values), max(values)] if seeds == "2" else [arm["mean"] - half, arm["mean"] + half]
+        (bar,) = [bar for bar in _bars(ends) if bar[0][1] == place]
+        assert [end[0] for end in bar] == pytest.approx(extent)
+    low, high = metric.get_ylim()
+    assert seeds != "2" or all(low <= end[1] <= high for bar in _bars(metric) for end in bar)
+
+
+def _bars(axes: Any) -> list[Any]:
+    """The two ends [x, y] of every error bar."""
+    return [bar for one in axes.containers for lines in one.lines[2] for bar in lines.get_segments()]
+
+
+def test_random_growth_has_no_fallback_that_is_random_too(runs: InProcess, tmp_path: Path):
+    result = compared(tmp_path, "c.yaml growth.fallback=random", baselines="random", seeds="1")
+    assert not any(run["failure"] for arm in result["arms"].values() for run in arm["runs"])
+    assert [made.growth.fallback is None for made in runs.made] == [False, True]
 
 
 def test_a_plan_foresees_the_training_flops_of_any_number_of_steps(runs: InProcess, tmp_path: Path):

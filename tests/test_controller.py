@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from controller_cases import CLOCK, Careless, Chain, Fixed, Waiting, start, traced
+from controller_cases import CLOCK, Careless, Chain, Fixed, Unwilling, start, traced
 from torch import Tensor, nn
 
 from growkit.config.growth import (
@@ -20,6 +20,7 @@ from growkit.config.growth import (
 )
 from growkit.device import ComputePolicy
 from growkit.errors import GrowthRefused, SurgeryError, UserInputError
+from growkit.growth import operation as operation_module
 from growkit.growth.base import GrowthRecord
 from growkit.growth.event import describe_refusals
 from growkit.growth.initializers import any_graph
@@ -200,13 +201,50 @@ def test_an_event_that_keeps_no_site_is_an_error_and_changes_nothing() -> None:
     run.train()
     before = copy.deepcopy(run.model.state_dict())
     momentum = [run.optimizer.state[p]["momentum_buffer"].clone() for p in run.model.parameters()]
-    with pytest.raises(SurgeryError, match=r"rolled back, for it changed the outputs by .*\n  0 \(width 4\)"):
+    told = r"no site is left that can grow: .* at step 1 was rolled back\n  0 \(width 4\): it changed the outputs by"
+    with pytest.raises(SurgeryError, match=told):
         run.grow()
     after = run.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     now = [run.optimizer.state[p]["momentum_buffer"] for p in run.model.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(momentum, now, strict=True))
     assert not run.history.growths and not run.controller.edits
+
+
+def test_a_site_that_surgery_refuses_is_given_up_and_the_others_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, real = start(Chain).prepare(), operation_module.grow
+
+    def refuses_one(model: Any, growths: Any, **given: Any) -> Any:
+        if any(growth.site.name == "2" for growth in growths):
+            raise GrowthRefused("a test")
+        return real(model, growths, **given)
+
+    monkeypatch.setattr(operation_module, "grow", refuses_one)
+    event = run.grow()
+    assert [(one.name, one.reason) for one in event.refused] == [("2", "surgery cannot widen it: a test")]
+    assert [grown.site for grown in event.grown] == ["0", "4"] and event.undone is None
+    assert [site.name for site in run.controller.tracked] == ["0", "4"]
+
+
+def test_a_site_whose_initializer_refuses_is_given_up_and_the_others_grow() -> None:
+    run = start(Chain).prepare()
+    run.controller.initializer = Unwilling(run.controller.initializer, ("2",), because=GrowthRefused)
+    event = run.grow()
+    assert [(one.name, one.reason) for one in event.refused] == [("2", "no gradient on this batch")]
+    assert [grown.site for grown in event.grown] == ["0", "4"] and event.waiting == ()
+    assert [grown.site for grown in run.grow(2).grown] == ["0", "4"]
+
+
+@pytest.mark.parametrize("refused", ["by surgery", "by its initializer"])
+def test_an_event_of_one_site_that_is_refused_leaves_the_others_their_events(refused: str) -> None:
+    run = start(Chain, where=RoundRobinSettings()).prepare()
+    served = run.controller.initializer
+    because = Careless(("0",)) if refused == "by surgery" else Unwilling(served, ("0",), because=GrowthRefused)
+    run.controller.initializer = because
+    event = run.grow()
+    assert event.undone is not None and [one.name for one in event.refused] == ["0"] and event.flops_spent > 0
+    assert event.flops_after == event.flops_before and run.history.growths == []
+    assert [[grown.site for grown in run.grow(step).grown] for step in (2, 3, 4)] == [["2"], ["4"], ["2"]]
 
 
 class Brittle(Chain):
@@ -235,7 +273,7 @@ class ReluChain(nn.Sequential):
 def test_what_only_a_batch_shows_is_refused_or_left_to_the_fallback() -> None:
     by_name = GradMaxSettings(form="zero_fan_in")
     run = start(ReluChain, initializer=by_name).prepare()
-    with pytest.raises(GrowthRefused, match="form zero_fan_in needs"):
+    with pytest.raises(GrowthRefused, match=r"no site is left that can grow: .*\n.*form zero_fan_in needs"):
         run.grow()
     assert run.controller.sites["0"].width == 4
     event = start(ReluChain, initializer=by_name, fallback=ZeroSettings()).prepare().grow()
@@ -297,7 +335,7 @@ def test_verifying_is_paid_for() -> None:
 def test_a_site_that_the_batch_does_not_serve_waits_for_a_later_event() -> None:
     run = start(Chain).prepare()
     served = run.controller.initializer
-    run.controller.initializer = Waiting(served, ("2",))
+    run.controller.initializer = Unwilling(served, ("2",))
     event = run.grow()
     assert [(one.name, one.reason) for one in event.waiting] == [("2", "no gradient on this batch")]
     assert [one.site for one in event.grown] == ["0", "4"] and event.refused == () and event.undone is None
@@ -308,7 +346,7 @@ def test_a_site_that_the_batch_does_not_serve_waits_for_a_later_event() -> None:
 def test_an_event_whose_sites_all_wait_changes_nothing_and_says_so() -> None:
     run = start(Chain).prepare()
     served, widths = run.controller.initializer, [site.width for site in run.controller.sites]
-    run.controller.initializer = Waiting(served, ("0", "2", "4"))
+    run.controller.initializer = Unwilling(served, ("0", "2", "4"))
     event = run.grow()
     assert event.undone == "no site could grow on this batch" and len(event.waiting) == 3 and event.flops_spent > 0
     assert [site.width for site in run.controller.sites] == widths and run.history.growths == []

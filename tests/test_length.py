@@ -136,7 +136,7 @@ def test_an_event_that_fails_leaves_flops_for_more_steps_than_planned(monkeypatc
     monkeypatch.setattr(controller_module, "measure_latency", lambda call, device: 1.0)
     settings = {**PERIODIC, "train.flops": LIMIT, "growth.budget.latency_ms": 5.0}
     planned = made(**settings).result["steps"]
-    latencies = iter([1.0, *[7.0] * 9])  # the seed is fast enough
+    latencies = iter([1.0, *[7.0] * 30])  # the seed is fast enough
     monkeypatch.setattr(controller_module, "measure_latency", lambda call, device: next(latencies))
     ledger = Ledger(monkeypatch)
     result = made(**settings)

@@ -48,7 +48,7 @@ FLOORS = [
         "train",
     ],
     ["growth.candidates", "growth.depths", "growth.operation"],
-    ["growth.deepening", "growth.promise", "growth.retracing"],
+    ["growth.deepening", "growth.orders", "growth.promise", "growth.retracing"],
     ["growth.ground"],
     ["growth.controller", "growth.prospector"],
     ["report"],

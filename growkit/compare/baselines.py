@@ -91,7 +91,9 @@ def _random(grower: Arm) -> Config:
     kept = {
         key: getattr(growth.initializer, key) for key in ("scale", "norm", "form") if hasattr(growth.initializer, key)
     }
-    return _with_growth(grower.config, growth.model_copy(update={"initializer": RandomSettings(**kept)}))
+    initializer = RandomSettings(**kept)
+    fallback = None if growth.fallback == initializer else growth.fallback  # it would be no other one
+    return _with_growth(grower.config, growth.model_copy(update={"initializer": initializer, "fallback": fallback}))
 
 
 def _uniform(grower: Arm) -> Config:

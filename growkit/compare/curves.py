@@ -27,11 +27,15 @@ class Band:
 
     Attributes:
         x: where, ascending, [P]. mean: [P]. half: half the interval's width, [P]; NaN for one run.
+        low, high: the least and the greatest value, [P]. count: of runs or pairs.
     """
 
     x: np.ndarray
     mean: np.ndarray
     half: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    count: int
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ def _band(x: np.ndarray, values: np.ndarray) -> Band:
     """Of values [runs, P]."""
     found = [interval(list(column)) for column in values.T]
     halves = [np.nan if one.half is None else one.half for one in found]
-    return Band(x, np.array([one.mean for one in found]), np.array(halves))
+    means = np.array([one.mean for one in found])
+    return Band(x, means, np.array(halves), values.min(0), values.max(0), len(values))
 
 
 def _common(curves: Sequence[Curve]) -> Curve:

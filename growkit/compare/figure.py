@@ -19,6 +19,7 @@ __all__ = ["draw"]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 MARKERS = "osD^vPX*"
 BARS = 6
+FEWEST = 3  # seeds of which intervals are drawn: that of two is 9 times as wide as the seeds lie apart
 APART = 10  # differences larger than the median one by this factor leave no room for the others on a linear axis
 
 
@@ -26,7 +27,8 @@ def draw(rows: Sequence[Row], curves: Curves, measure: Measure, against: str) ->
     """The picture as PNG.
 
     Left: the metric after each epoch, mean over seeds, with its t-interval at some points; below it, the paired
-    differences to `against`. Right: the final means with their t-intervals, and every seed as a faint dot.
+    differences to `against`. Right: the final means with their t-intervals, and every seed as a faint dot. Where an arm
+    has two seeds, the range of the seeds stands for the interval everywhere, and the titles say so.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -35,11 +37,13 @@ def draw(rows: Sequence[Row], curves: Curves, measure: Measure, against: str) ->
     figure = Figure(figsize=(11, 7.0 if two else 4.5), layout="constrained", dpi=150)
     axes = figure.subplot_mosaic("ME\nDE" if two else "ME", width_ratios=(3, 2))  # metric, differences, ends
     names = [row.arm.name for row in rows]
-    _draw_metric(axes["M"], curves, names)
+    counts = [band.count for band in (*curves.bands.values(), *curves.differences.values())]
+    few = any(1 < count < FEWEST for count in (*counts, *(len(row.values) for row in rows)))
+    _draw_metric(axes["M"], curves, names, few=few)
     if two:
-        _draw_differences(axes["D"], curves, names, against)
+        _draw_differences(axes["D"], curves, names, against, few=few)
         axes["D"].sharex(axes["M"])
-    _draw_ends(axes["E"], rows, measure, against)
+    _draw_ends(axes["E"], rows, measure, against, few=few)
     handles, labels = axes["M"].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(rows), 7), frameon=False)
     for name, one in axes.items():
@@ -63,14 +67,18 @@ def _look(number: int) -> dict[str, Any]:
     }
 
 
-def _draw_metric(axes: Any, curves: Curves, names: Sequence[str]) -> None:
-    _draw_bands(axes, curves.bands, names)
+def _bars(few: bool) -> str:
+    return "range of the seeds, two being too few for an interval" if few else f"{LEVEL:.0%} interval"
+
+
+def _draw_metric(axes: Any, curves: Curves, names: Sequence[str], *, few: bool) -> None:
+    _draw_bands(axes, curves.bands, names, few=few)
     _scale(axes, curves.bands, curves.measure)
     axes.set_ylabel(curves.measure.name)
-    axes.set_title(f"on the way: mean and {LEVEL:.0%} interval over seeds", fontsize=10)
+    axes.set_title(f"on the way: mean and {_bars(few)}", fontsize=10)
 
 
-def _draw_bands(axes: Any, bands: Mapping[str, Band], names: Sequence[str]) -> None:
+def _draw_bands(axes: Any, bands: Mapping[str, Band], names: Sequence[str], *, few: bool) -> None:
     for number, name in enumerate(names):
         if name not in bands:
             continue
@@ -83,7 +91,7 @@ def _draw_bands(axes: Any, bands: Mapping[str, Band], names: Sequence[str]) -> N
         axes.errorbar(
             band.x[shown],
             band.mean[shown],
-            yerr=np.nan_to_num(band.half[shown]),
+            yerr=np.stack(_beside(band, few))[:, shown],
             fmt="none",
             ecolor=look["color"],
             elinewidth=1,
@@ -91,10 +99,17 @@ def _draw_bands(axes: Any, bands: Mapping[str, Band], names: Sequence[str]) -> N
         )
 
 
+def _beside(band: Band, few: bool) -> tuple[np.ndarray, np.ndarray]:
+    """How far the bars go below and above the mean."""
+    if few:
+        return band.mean - band.low, band.high - band.mean
+    return np.nan_to_num(band.half), np.nan_to_num(band.half)
+
+
 def _scale(axes: Any, bands: Mapping[str, Band], measure: Measure) -> None:
-    """Errors that fall by orders of magnitude on a logarithmic axis; else the window of the means, not of the bands."""
-    lowest = min((band.mean.min() for band in bands.values()), default=np.inf)
-    highest = max((band.mean.max() for band in bands.values()), default=-np.inf)
+    """Errors that fall by orders of magnitude on a logarithmic axis; else the window of the seeds, not of the bars."""
+    lowest = min((band.low.min() for band in bands.values()), default=np.inf)
+    highest = max((band.high.max() for band in bands.values()), default=-np.inf)
     if not np.isfinite(lowest) or lowest == highest:
         return
     if not measure.higher_is_better and lowest > 0 and highest / lowest > 20:
@@ -105,7 +120,7 @@ def _scale(axes: Any, bands: Mapping[str, Band], measure: Measure) -> None:
     axes.set_ylim(lowest - margin, highest + margin)
 
 
-def _draw_ends(axes: Any, rows: Sequence[Row], measure: Measure, against: str) -> None:
+def _draw_ends(axes: Any, rows: Sequence[Row], measure: Measure, against: str, *, few: bool) -> None:
     for number, row in enumerate(rows):
         look = _look(number)
         colour, marker = look["color"], look["marker"]
@@ -113,19 +128,19 @@ def _draw_ends(axes: Any, rows: Sequence[Row], measure: Measure, against: str) -
         values = list(row.values.values())
         axes.scatter(values, [place - 0.18] * len(values), color=colour, alpha=0.35, s=14, linewidth=0)
         if row.mean is not None:
-            axes.errorbar(
-                row.mean.mean, place, xerr=row.mean.half, color=colour, marker=marker, capsize=4, markersize=7
-            )
+            mean, half = row.mean.mean, row.mean.half or 0.0
+            bars = [[mean - min(values)], [max(values) - mean]] if few else [[half], [half]]
+            axes.errorbar(mean, place, xerr=bars, color=colour, marker=marker, capsize=4, markersize=7)
         if row.arm.name == against and row.mean is not None:
             axes.axvline(row.mean.mean, color=colour, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(rows)), [row.arm.name for row in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(measure.name)
-    axes.set_title(f"at the end: mean, {LEVEL:.0%} interval, each seed", fontsize=10)
+    axes.set_title(f"at the end: mean, {'range' if few else _bars(few)}, each seed", fontsize=10)
 
 
-def _draw_differences(axes: Any, curves: Curves, names: Sequence[str], against: str) -> None:
-    _draw_bands(axes, curves.differences, names)
+def _draw_differences(axes: Any, curves: Curves, names: Sequence[str], against: str, *, few: bool) -> None:
+    _draw_bands(axes, curves.differences, names, few=few)
     ends = np.abs([band.mean[-1] for band in curves.differences.values()])
     if 0 < APART * np.median(ends) < ends.max():
         axes.set_yscale("symlog", linthresh=np.median(ends))

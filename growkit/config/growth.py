@@ -271,6 +271,11 @@ def _named(value: Any, chosen: Any) -> Any:
     return {"name": chosen["name"], **value}
 
 
+def _but_for_the_batch(initializer: Settings) -> dict[str, Any]:
+    """The settings of an initializer that are its own: the growth batch is the event's."""
+    return initializer.model_dump(exclude={"batch_size"})
+
+
 class GrowthSettings(Settings):
     """The four questions, and the limits.
 
@@ -283,7 +288,7 @@ class GrowthSettings(Settings):
     it alone become (16 times its seed width where there is neither), or widths by pattern of site names, in channels of
     what is named also where a unit is a head; sites that grow by whole copies of their units only take as many copies
     as fit into a multiple, and refuse a width between two. sites: patterns of the sites that may grow. fallback: what
-    initialises sites the initializer cannot serve; null refuses them.
+    initialises sites the initializer cannot serve, another one; null refuses them.
     tolerance: largest relative change of the outputs (fp32) that an event may cause; under initializers that change the
     function by design (firefly, splitting, tiny) the change with silent new units, before those are given their values.
     trial: whether an event is first tried for some steps, and undone where it does not pay; null lets all stand.
@@ -355,6 +360,11 @@ class GrowthSettings(Settings):
                     f"how_many.ratio: is for growth without a budget.{pace.of}, whose parts are the pace; got "
                     f"ratio {pace.ratio:g} with budget.{pace.of} {limit:,}; leave out one of them"
                 )
+        if self.fallback is not None and _but_for_the_batch(self.fallback) == _but_for_the_batch(self.initializer):
+            raise ValueError(
+                f"fallback: must be another one than initializer, where that cannot serve, got {self.initializer.name} "
+                "with the same settings for both; leave it out, or name another"
+            )
         first, second = (getattr(one, "batch_size", None) for one in (self.initializer, self.fallback))
         default = None if second is None else type(self.fallback)().batch_size  # type: ignore[union-attr, misc]
         if second is not None and second not in (default, first):

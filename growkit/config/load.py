@@ -21,7 +21,9 @@ from growkit.errors import ConfigError
 __all__ = ["config_from_overrides", "dump_config", "lay_overrides", "load_config"]
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, settings: Mapping[str, Any] | None = None
+) -> Config:
     """Read a configuration file and lay overrides on top.
 
     Args:
@@ -29,6 +31,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         overrides: `key.path=value`, each value in YAML: `train.epochs=3`, `growth.when=never`,
             `train.optimizer={name: adam, lr: 1e-3}`. A mapping without a name changes the keys it has; anything else
             replaces what the file says.
+        settings: from Python, as `config_from_overrides` takes them; laid on top last.
 
     Raises:
         ConfigError: the file cannot be read, or settings are wrong; `problems` has a line for each.
@@ -37,6 +40,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     draft = Draft.of_document(_document(file), str(path))
     for index, text in enumerate(overrides):
         draft.override(text, index)
+    if settings:
+        draft.lay((), dict(settings), Place("settings", (1, 0, 0)))
     config = _validated(draft)
     if config.run.name is not None:
         return config

@@ -276,11 +276,12 @@ class BudgetPacedSettings(AllocatorSettings):
 class MarginalGainSettings(AllocatorSettings):
     """Each event goes unit by unit to the site whose next unit promises most for its cost, as far as the pace goes.
 
-    The promise of the first unit that serves a singular direction is its squared singular value times the squared norm
-    of a new slice; further ones promise a half, a third, ... of it. Only directions above the noise floor count. of:
-    what a unit costs, and which budget is kept pace with. factor: the floor, as a multiple of the largest squared
-    singular value that chance gives. events: over how many events the budget is spread; null takes the number that
-    growth.when plans. ratio: where there is no such budget, an event makes the model this many times as dear.
+    Each unit serves a singular direction of the site's gradient matrix, and promises its squared singular value times
+    the squared norm of a new slice. A site gets no more units at an event than it has directions above the noise (but
+    for round_to, which rounds up); what that leaves of the pace goes to the later events. of: what a unit costs, and
+    which budget is kept pace with. factor: the noise, as a multiple of the squared singular value of the same rank
+    that chance gives. events: over how many events the budget is spread; null takes the number that growth.when plans.
+    ratio: where there is no such budget, an event makes the model this many times as dear.
     """
 
     name: Literal["marginal_gain"] = "marginal_gain"
@@ -307,9 +308,9 @@ class BudgetSettings(Settings):
 
     accuracy: 0 to 1; no event while the last epoch's accuracy on the validate split is at least so high. params:
     parameters of the model. flops: forward, per sample, 2 x MAC. latency_ms: milliseconds of a forward pass in
-    evaluation mode on this device, the median of several; an event that exceeds it is undone, and its sites are given
-    up. latency_batch: samples of that pass. train_flops: of the whole run, if it goes on to its last step at the new
-    widths. wall_seconds: no event after so many seconds of the run.
+    evaluation mode on this device, the shortest of several, for load can only add; an event that exceeds it, measured
+    three times, is undone, and its sites are given up. latency_batch: samples of that pass. train_flops: of the whole
+    run, if it goes on to its last step at the new widths. wall_seconds: no event after so many seconds of the run.
     """
 
     params: Count | None = None

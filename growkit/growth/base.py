@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -36,6 +37,9 @@ __all__ = [
     "Trigger",
     "Why",
 ]
+
+
+NEGLIGIBLE = 1e-10  # gains below this share of the largest are rounding, whatever chance gives
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class Prospect:
         norm: that a new slice gets by the initializer's rule.
         is_place: whether it is that of a place, whose unit is a block: it has one gain, which is no spectrum, and norm
             1, for what a block adds to the squared gradient norm is measured at the weights that it gets.
+        chance: all squared singular values that batches give by chance, largest first, of which noise is the first;
+            empty where no more than that one is known.
     """
 
     gains: tuple[float, ...]
@@ -101,6 +107,7 @@ class Prospect:
     flops_per_unit: int
     norm: float
     is_place: bool = False
+    chance: tuple[float, ...] = ()
 
     @property
     def largest(self) -> float:
@@ -110,6 +117,17 @@ class Prospect:
     def above(self, factor: float) -> int:
         """The number of gains above the noise floor times a factor."""
         return sum(gain > factor * self.noise for gain in self.gains)
+
+    def directions(self, factor: float) -> int:
+        """The number of gains, from the first on, that are above a factor times the one of their rank by chance.
+
+        That is parallel analysis (Horn, Psychometrika 1965); `above` asks the largest by chance of all gains, and so of
+        weaker directions that they stand out against noise that lies along other ones.
+        """
+        floors = [factor * one for one in self.chance or (self.noise,) * len(self.gains)]
+        least = NEGLIGIBLE * self.largest
+        stand_out = [gain > max(floor, least) for gain, floor in zip(self.gains, floors, strict=True)]
+        return len(list(takewhile(bool, stand_out)))
 
 
 @dataclass(frozen=True)

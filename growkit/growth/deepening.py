@@ -12,7 +12,7 @@ from growkit.device import ComputePolicy
 from growkit.errors import GrowthRefused, SurgeryError
 from growkit.graph import DepthPlace, Refusal, structure_of
 from growkit.growth.depths import BlockOrder, key_of
-from growkit.growth.event import PlaceGrowth, describe_refusals
+from growkit.growth.event import PlaceGrowth
 from growkit.surgery import (
     DepthEdit,
     DepthRecord,
@@ -58,17 +58,12 @@ class Deepening:
             optimizer: each new parameter joins the group of the one it is built after, without state.
             inputs: on which the outputs must stay.
             before: the outputs of the model as it is.
-
-        Raises:
-            SurgeryError: no place can become deeper; nothing is changed.
         """
         refused = []
         for order in orders:
             reason = self._carry_out(order, optimizer, inputs, before)
             if reason is not None:
                 refused.append(Refusal(key_of(order.name), order.depth, reason, order.place.location))
-        if not self._done:
-            raise SurgeryError(f"the growth event was rolled back\n{describe_refusals(refused)}")
         return refused
 
     def take_back(self) -> None:

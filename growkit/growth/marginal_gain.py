@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heapreplace
 
 from growkit.config.policies import MarginalGainSettings
 from growkit.growth.base import Allocator, History, Nothing, Prospect, Prospects, SiteState, Trigger, Why
@@ -19,10 +18,15 @@ __all__ = ["MarginalGain"]
 class MarginalGain(Allocator):
     """Greedy by promise per cost: the next unit goes where it adds most to the squared gradient norm per parameter.
 
-    A site's units serve its singular directions above the noise: the first that serves direction i promises n^2 s_i^2,
-    with n the norm of a new slice, the m-th one a part of 1 / m of it (the divisors of d'Hondt). So the promise of a
-    site falls with every unit it gets; sites of equal costs share in proportion to what they promise, and what is
-    within the noise gets nothing.
+    A site's units serve its singular directions above the noise, one each, the best first: the unit that serves
+    direction i promises n^2 s_i^2, with n the norm of a new slice (Evci et al., ICLR 2022, equation 11, gives a unit
+    the gradient norm n s_i). So the promise of a site falls with every unit it gets, and a site gets no more units than
+    it has such directions, for a further one would begin along a direction of chance. Where widths are multiples of
+    `round_to`, the last step is rounded up beyond them.
+
+    Which directions stand above the noise, parallel analysis tells (Horn, Psychometrika 1965): s_i^2 must be above
+    `factor` times the i-th largest squared singular value that chance gives, and so must be all before it. What chance
+    gives is measured with random signs (`measure_prospects`).
     """
 
     trigger: Trigger
@@ -34,7 +38,7 @@ class MarginalGain(Allocator):
     ) -> Mapping[str, int] | Nothing:
         assert prospects is not None
         factor = self.settings.factor
-        if not any(prospects.sites[site.name].above(factor) for site in sites):
+        if not any(prospects.sites[site.name].directions(factor) for site in sites):
             return within_noise([site.name for site in sites], prospects, factor)
         left = events_left(self.settings.events, self.trigger, history)
         if left < 1:
@@ -51,25 +55,25 @@ class MarginalGain(Allocator):
 
     def why(self, site: str, prospects: Prospects | None) -> Why:
         assert prospects is not None
-        promises = {name: self._first_promise(one) for name, one in prospects.sites.items()}
+        promises = {name: _promises(one, self.settings) for name, one in prospects.sites.items()}
         own = promises.pop(site)
-        best = max(promises, key=lambda name: promises[name], default=None)
-        other = "" if best is None else f", the best other site {best} {promises[best]:.3g}"
-        reason = f"marginal_gain: the first unit promises {own:.3g} per {self.settings.of}{other}"
-        return Why(reason, {"promise": own})
-
-    def _first_promise(self, prospect: Prospect) -> float:
-        promises = _promises(prospect, self.settings)
-        return promises[0] if promises else 0.0
+        first = {name: one[0] for name, one in promises.items() if one}
+        best = max(first, key=lambda name: first[name], default=None)
+        other = "" if best is None else f", the best other site {best} {first[best]:.3g}"
+        directions = f"{len(own)} direction{'s' if len(own) != 1 else ''} above the noise"
+        reason = (
+            f"marginal_gain: {directions} and so at most as many units, the first promises {own[0]:.3g} per "
+            f"{self.settings.of}{other}"
+        )
+        return Why(reason, {"promise": own[0], "directions": len(own)})
 
 
 class _Share:
     """A site's part of an event, unit by unit."""
 
     def __init__(self, site: SiteState, prospect: Prospect, settings: MarginalGainSettings):
-        self.site, self.units = site, 0
-        self._multiple, self._directions = settings.round_to, list[tuple[float, int, float]]()
-        self._directions += [(-promise, 1, promise) for promise in _promises(prospect, settings)]
+        self.site, self.units, self._multiple = site, 0, settings.round_to
+        self._promises = _promises(prospect, settings)
 
     @property
     def next(self) -> int:
@@ -79,20 +83,17 @@ class _Share:
     @property
     def promise(self) -> float | None:
         """Of the next unit, per cost; None where there is none."""
-        return -self._directions[0][0] if self._directions and self.units < self.site.room else None
+        return self._promises[self.units] if self.units < min(len(self._promises), self.site.room) else None
 
     def take(self) -> None:
-        """Have the next units; each serves the direction that promises most."""
-        more, self.units = self.next - self.units, self.next
-        for _ in range(more):
-            _, served, promise = self._directions[0]
-            heapreplace(self._directions, (-promise / (served + 1), served + 1, promise))
+        """Have the next units."""
+        self.units = self.next
 
 
 def _promises(prospect: Prospect, settings: MarginalGainSettings) -> list[float]:
-    """What the first unit promises that serves a direction above the noise, per cost, the best direction first."""
+    """What each unit promises per cost, the best first: one for every direction above the noise."""
     cost = prospect.params_per_unit if settings.of == "params" else prospect.flops_per_unit
-    above = prospect.gains[: prospect.above(settings.factor)]
+    above = prospect.gains[: prospect.directions(settings.factor)]
     return [prospect.norm**2 * gain / max(1, cost) for gain in above]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from growkit.device import ComputePolicy
-from growkit.errors import SurgeryError
+from growkit.errors import GrowthRefused, SurgeryError
 from growkit.graph import GrowthSite, Refusal, Sites
 from growkit.growth.base import Extended, Initializer
-from growkit.growth.event import SiteGrowth, describe_refusals
+from growkit.growth.event import SiteGrowth
 from growkit.growth.rewriting import Rewriting
 from growkit.growth.statistics import Loss
 from growkit.surgery import (
@@ -119,8 +120,8 @@ class Operation:
         inputs: Inputs,
         before: Look,
         flops: int,
-    ) -> tuple[Edit, list[Refusal]]:
-        """All sites at once; if that changes the outputs, one more at a time, refusing those that do.
+    ) -> tuple[Edit | None, list[Refusal]]:
+        """All sites at once; if that changes the outputs or fails, one more at a time, refusing those that do.
 
         Args:
             orders: one for each site.
@@ -129,26 +130,27 @@ class Operation:
             before: of the model as it is, on these inputs.
             flops: forward per sample, of the model as it is.
 
-        Raises:
-            SurgeryError: no site can grow; nothing is changed.
+        Returns:
+            The edit, None where no site can grow and nothing is changed; and the sites that cannot.
         """
-        outcome = first = self._verified(orders, optimizer, inputs, before, flops)
+        outcome = self._tried(orders, optimizer, inputs, before, flops)
         if isinstance(outcome, Edit):
-            return self._as_designed(orders, outcome, optimizer), []
+            return outcome, []
         kept, refused = [], []
         for order in orders:
             # together with those before it, not after them: the new slices are made for the shapes before the event
-            outcome = self._verified([*kept, order], optimizer, inputs, before, flops)
+            if len(orders) > 1:
+                outcome = self._tried([*kept, order], optimizer, inputs, before, flops)
             if isinstance(outcome, Edit):
                 self.take_back()
                 kept.append(order)
             else:
                 refused.append(Refusal(order.site.name, order.site.width, outcome, order.site.location))
         if not kept:
-            raise SurgeryError(f"the growth event was rolled back, for {first}\n{describe_refusals(refused)}")
-        edit = self._verified(kept, optimizer, inputs, before, flops)
-        assert isinstance(edit, Edit), "it was verified a moment ago"
-        return self._as_designed(kept, edit, optimizer), refused
+            return None, refused
+        edit = self._tried(kept, optimizer, inputs, before, flops)
+        assert isinstance(edit, Edit), "it was tried a moment ago"
+        return edit, refused
 
     def take_back(self) -> None:
         """The model and the optimizer as they were, whatever has been done so far."""
@@ -156,15 +158,35 @@ class Operation:
             self._edit.undo()
         self._rewriting.undo()
 
-    def _verified(
+    def _tried(
         self, orders: Sequence[Order], optimizer: torch.optim.Optimizer, inputs: Inputs, before: Look, flops: int
     ) -> Edit | str:
-        """The edit, or why it was taken back."""
+        """The edit as it was ordered, or why it was taken back.
+
+        Where the function is to change, it is first carried out with silent units, and verified.
+        """
+        change = self._change_by([order.kept for order in orders], optimizer, inputs, before, flops)
+        if isinstance(change, float) and change > self.tolerance:
+            limit = f"growth.tolerance {self.tolerance:g}"
+            change = f"it changed the outputs by {change:.2e} of their size, more than {limit}"
+        elif isinstance(change, float) and not all(order.initializer.preserves for order in orders):
+            self.take_back()
+            change = self._change_by(orders, optimizer, inputs, before, flops)
+            change = "its new units make outputs that are not finite" if change == math.inf else change
+        if isinstance(change, str):
+            self.take_back()
+            return change
+        assert self._edit is not None, "it was carried out a moment ago"
+        return self._edit
+
+    def _change_by(
+        self, orders: Sequence[Order], optimizer: torch.optim.Optimizer, inputs: Inputs, before: Look, flops: int
+    ) -> float | str:
+        """Carry out an edit: by how much that changed the outputs, or why it failed."""
         graph_flops = self.sites.graph.flops()
         try:
-            self._edit = self._carry_out([order.kept for order in orders], optimizer)
-        except SurgeryError as error:
-            self.take_back()
+            self._edit = self._carry_out(orders, optimizer)
+        except (SurgeryError, GrowthRefused) as error:
             return f"surgery cannot widen it: {error}"
         # one pass in eval and one in train mode; what the graph leaves out does not change with the widths
         self.flops_verifying += 2 * (flops + self.sites.graph.flops() - graph_flops)
@@ -172,26 +194,9 @@ class Operation:
             self.compute.place(self.model)
             align_state(optimizer)
             self.seen = observe(self.model, inputs)
-            change = function_change(before.observation, self.seen)
+            return function_change(before.observation, self.seen).worst
         except Exception as error:  # the model's own code may fail in any way at a width it did not expect
-            self.take_back()
             return f"the model fails at its new width: {type(error).__name__}: {error}"
-        if change.worst <= self.tolerance:
-            return self._edit
-        self.take_back()
-        return (
-            f"it changed the outputs by {change.worst:.2e} of their size, more than growth.tolerance {self.tolerance:g}"
-        )
-
-    def _as_designed(self, orders: Sequence[Order], verified: Edit, optimizer: torch.optim.Optimizer) -> Edit:
-        """The same event with the values of units that were verified while silent."""
-        if all(order.initializer.preserves for order in orders):
-            return verified
-        self.take_back()
-        self._edit, self.seen = self._carry_out(orders, optimizer), None
-        self.compute.place(self.model)
-        align_state(optimizer)
-        return self._edit
 
     def _carry_out(self, orders: Sequence[Order], optimizer: torch.optim.Optimizer) -> Edit:
         self._rewriting.write(self.model, {order.site.name: order.extended.rewrites for order in orders})

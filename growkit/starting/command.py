@@ -122,10 +122,11 @@ def _write(out: Path, text: str) -> None:
 
 
 def _show(made: Draft, facts: dict[str, Any], out: Path) -> None:
-    events = len(facts["plan"] or ())
-    sizes = f"{facts['seed']['params']:,} parameters, to grow to {facts['final']['params']:,}"
+    growth = "to grow as training decides"
+    if facts["final"] is not None:
+        growth = f"to grow to {facts['final']['params']:,} in {len(facts['plan'])} events"
     typer.echo(f"found     {made.found}")
-    typer.echo(f"model     {made.why}: {sizes} in {events} events")
+    typer.echo(f"model     {made.why}: {facts['seed']['params']:,} parameters, {growth}")
     typer.echo(f"training  {made.values['train']['epochs']} epochs of {facts['steps_per_epoch']} steps")
     for note in dict.fromkeys([*made.notes, *facts["warnings"]]):
         typer.echo(f"note      {note}")

@@ -27,7 +27,9 @@ def measure_prospects(measurement: Measurement, norm_of: NormOf, flops: int) -> 
     """The prospects of the sites of a measurement.
 
     The signal is the same in all batches, what they give by chance is not: with as many signs of either kind the signal
-    cancels out and chance stays as large as in the mean.
+    cancels out and chance stays as large as in the mean. It is parallel analysis by sign flips (Hong, Sheng and
+    Dobriban, "Selecting the number of components in PCA via random signflips", arXiv 2012.02985, 2020), of the signs of
+    whole batches in place of single entries, for the entries of one batch depend on each other.
 
     Args:
         measurement: of an even number of batches, at least 2.
@@ -69,14 +71,15 @@ def _matrices(measurement: Measurement, site: GrowthSite) -> Tensor:
 
 def _prospect(matrices: Tensor, site: GrowthSite, norm: float) -> Prospect:
     gains = _squares(matrices.mean(0))
-    chance = [float(_squares(one)[0]) for one in _signed_means(matrices)]
+    chance = torch.stack([_squares(one) for one in _signed_means(matrices)]).mean(0)
     return Prospect(
         gains=tuple(gains.tolist()),
-        noise=sum(chance) / len(chance),
+        noise=float(chance[0]),
         standard_error=_jackknife(matrices),
         params_per_unit=site.params_per_unit,
         flops_per_unit=site.flops_per_unit,
         norm=norm,
+        chance=tuple(chance.tolist()),
     )
 
 

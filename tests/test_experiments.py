@@ -29,7 +29,7 @@ def with_stand_in(recipe: Path, images: Path) -> Config:
     config = load_config(recipe)
     if not config.data.name.startswith("cifar"):
         return config
-    split = f"{{test: 0.0, validate: {config.data.split.validate}, diagnose: 0.0, accept: 0.0}}"
+    split = f"{{test: 0.0, validate: {config.data.split.validate_}, diagnose: 0.0, accept: 0.0}}"
     return load_config(recipe, [f"data={{name: npz, path: {images}, split: {split}}}"])
 
 

@@ -123,7 +123,9 @@ def first_look(look: Callable[[], Look], outputs_of: Callable[[Look], Observatio
         raise ModelError(f"{subject} must run on the example, got {text}; {remedy}") from error
     outputs = outputs_of(before)
     if function_change(outputs, outputs).worst > 0.0:
-        raise ModelError(f"the outputs of {subject} on the example must be finite, got inf or NaN; {remedy}")
+        raise ModelError(
+            f"the outputs of {subject} on the example must be numbers, got NaN, or infinite ones alone; {remedy}"
+        )
     return before
 
 

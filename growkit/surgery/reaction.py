@@ -17,7 +17,7 @@ from growkit.graph import GrowthSite
 from growkit.rng import global_state, isolated
 from growkit.surgery.dropout import WithoutDropout
 from growkit.surgery.values import lookup
-from growkit.surgery.verify import Inputs, Observation, function_change, untouched
+from growkit.surgery.verify import Inputs, Observation, function_change, live_entries, untouched
 
 __all__ = ["brighten", "control", "reactions"]
 
@@ -90,8 +90,10 @@ def control(model: nn.Module, inputs: Inputs, entries: Entries, before: Sequence
 
 def _projection(output: Tensor) -> Tensor:
     """On a random direction, so that its square is on average the mean square of the entries, the largest being 1."""
-    largest = output.detach().abs().max().clamp_min(torch.finfo(output.dtype).tiny)
-    return (output * torch.randn_like(output)).sum() / (largest * math.sqrt(max(output.numel(), 1)))
+    live = live_entries(output)
+    largest = output.detach()[live].abs().max().clamp_min(torch.finfo(output.dtype).tiny)
+    seen = torch.where(live, output, 0.0)
+    return (seen * torch.randn_like(output)).sum() / (largest * math.sqrt(int(live.sum())))
 
 
 def _norm(tensor: Tensor) -> Tensor:

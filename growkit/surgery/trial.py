@@ -100,7 +100,7 @@ class Trial:
         second, missing = other_look(self.model, self.inputs, self._faintness)
         self.looks, self.not_checked = [first, second], (*unrecorded, *missing)
         if not all(look.is_finite for look in self.looks):
-            raise ModelError("the model's outputs on the example must be finite, got inf or NaN")
+            raise ModelError("the model's outputs on the example must be numbers, got NaN, or infinite ones alone")
         self._double: tuple[nn.Module, dict[int, Look]] | None = None
 
     def of(self, sites: Sequence[GrowthSite]) -> Outcome:

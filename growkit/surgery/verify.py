@@ -25,10 +25,13 @@ __all__ = [
     "Inputs",
     "Observation",
     "function_change",
+    "live_entries",
     "new_entries",
     "observe",
     "untouched",
 ]
+
+FILLS = 8  # values that masks and constants may have filled an output with
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Inputs:
         An example of equal entries, such as zeros, hides what depends on their differences: it gets values that differ.
         """
         generator = torch.Generator().manual_seed(0)
-        leaves = [x for x in pytree.tree_leaves((self.args, self.kwargs or {})) if isinstance(x, Tensor) and x.numel()]
+        leaves = [x for x in pytree.tree_leaves((self.args, self.kwargs or {})) if _is_dense(x) and x.numel()]
         dummy = all(bool((x == x.flatten()[0]).all()) for x in leaves)
 
         def move(x: Tensor) -> Tensor:
@@ -86,12 +89,18 @@ class Inputs:
         return self._each_sample(move)
 
     def _each_sample(self, change: Callable[[Tensor], Tensor]) -> Inputs:
-        """Change the tensors that have one entry per sample."""
+        """Change the tensors that have one entry per sample; sparse ones, such as the edges of a graph, stay."""
         batch = self.batch
         args, kwargs = pytree.tree_map_only(
-            Tensor, lambda x: change(x) if x.dim() and len(x) == batch else x, (self.args, self.kwargs or {})
+            Tensor,
+            lambda x: change(x) if _is_dense(x) and x.dim() and len(x) == batch else x,
+            (self.args, self.kwargs or {}),
         )
         return Inputs(args, kwargs)
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,10 @@ class Observation:
 
 @dataclass(frozen=True)
 class FunctionChange:
-    """max |difference| / max |output| of two observations; infinite where shapes differ or values are not finite."""
+    """max |difference| / max |output| of two observations, by the entries of `live_entries`.
+
+    It is infinite where shapes differ, or values that are not finite; NaN is never the same.
+    """
 
     eval: float
     train: float
@@ -168,14 +180,35 @@ def function_change(before: Observation, after: Observation) -> FunctionChange:
 def _relative(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     if [b.shape for b in before] != [a.shape for a in after]:
         return float("inf")
-    worst = 0.0
-    for b, a in zip(before, after, strict=True):
-        if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):
-            return float("inf")
-        if b.numel() == 0:
-            continue
-        worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(b.dtype).tiny)))
-    return worst
+    return max((_relative_one(b, a) for b, a in zip(before, after, strict=True) if b.numel()), default=0.0)
+
+
+def _relative_one(before: Tensor, after: Tensor) -> float:
+    finite = before.isfinite()
+    if not bool(finite.any()) or not bool((after.isfinite() == finite).all()):
+        return float("inf")
+    if not bool(finite.all()) and not torch.equal(before[~finite], after[~finite]):  # NaN equals nothing
+        return float("inf")
+    difference = torch.where(finite, after - before, 0.0).abs().max()
+    return float(difference / before[live_entries(before)].abs().max().clamp_min(torch.finfo(before.dtype).tiny))
+
+
+def live_entries(output: Tensor) -> Tensor:
+    """The entries of an output that its size is judged by: not those that a mask, or a constant, has filled.
+
+    These are infinite, or the largest ones and equal to the last bit in several places. Where no entry is left that way
+    all finite ones count, as in outputs of few values.
+    """
+    size = output.detach().abs()
+    finite = live = size.isfinite()
+    for _ in range(FILLS):
+        shared = live & (size == torch.where(live, size, -1.0).max())
+        if int(shared.sum()) < 2:
+            return live
+        live = live & ~shared
+        if not bool(live.any()):
+            break
+    return finite
 
 
 def new_entries(model: nn.Module, edit: Edit) -> dict[str, list[tuple[nn.Parameter, Tensor]]]:

@@ -1,0 +1,91 @@
+"""Outputs that are not all computed: masks and constants do not hide what the others are, nor make them invisible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import growkit
+from growkit.surgery import Observation, function_change
+
+Last = Callable[[Tensor], Tensor]
+
+
+class Masked(nn.Module):
+    """A policy whose illegal actions are masked."""
+
+    def __init__(self, last: Last):
+        super().__init__()
+        self.first, self.second, self.head, self.last = nn.Linear(5, 8), nn.Linear(8, 10), nn.Linear(10, 4), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.second(torch.relu(self.first(x))))
+        return self.last(self.head(h) * (1 + (h.shape[-1] - 10) * self.slope))
+
+    slope = 0.0
+
+
+def masked(value: float) -> Last:
+    legal = torch.tensor([True, True, False, True])
+    return lambda logits: logits.masked_fill(~legal, value)
+
+
+LASTS: dict[str, Last] = {
+    "masked by -1e9": masked(-1e9),
+    "masked by the least number": masked(torch.finfo(torch.float32).min),
+    "masked by infinity": masked(float("-inf")),
+    "beside a constant": lambda logits: torch.cat([logits, torch.full((len(logits), 1), 1e6)], -1),
+    "beside three": lambda logits: torch.cat([logits, torch.tensor([1e6, -1e5, 3e4]).expand(len(logits), 3)], -1),
+}
+
+
+@pytest.mark.parametrize("last", LASTS.values(), ids=LASTS.keys())
+def test_widths_before_masked_outputs_grow(last: Last) -> None:
+    torch.manual_seed(0)
+    model, x = Masked(last), torch.randn(6, 5)
+    verdict = growkit.verify_sites(model, growkit.find_sites(model, x))
+    assert [site.name for site in verdict.sites] == ["first", "second"]
+    assert growkit.widen(model, verdict.sites[0], 3).records[0].new_width == 11
+
+
+@pytest.mark.parametrize("last", LASTS.values(), ids=LASTS.keys())
+def test_a_mask_does_not_hide_that_the_others_change(last: Last) -> None:
+    torch.manual_seed(0)
+    model, x = Masked(last), torch.randn(6, 5)
+    model.slope = 1e-3
+    verdict = growkit.verify_sites(model, growkit.find_sites(model, x))
+    assert [site.name for site in verdict.sites] == ["first"]
+    assert "changes the outputs" in verdict.refusals[0].reason
+
+
+def test_a_mask_that_moves_is_a_change() -> None:
+    before, after = torch.tensor([[1.0, float("-inf"), 2.0]]), torch.tensor([[1.0, 2.0, float("-inf")]])
+    assert function_change(Observation([before], []), Observation([after], [])).eval == float("inf")
+    assert function_change(Observation([before], []), Observation([before], [])).eval == 0.0
+
+
+def test_numbers_that_are_none_are_never_the_same() -> None:
+    outputs = torch.tensor([[1.0, float("nan")]])
+    assert function_change(Observation([outputs], []), Observation([outputs], [])).eval == float("inf")
+
+
+class Graph(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        return torch.sparse.mm(edges, self.second(torch.relu(self.first(x))))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=str)
+def test_a_graph_network_grows_with_sparse_edges(layout: torch.layout) -> None:
+    torch.manual_seed(0)
+    model, example = Graph(), (torch.randn(6, 5), (torch.rand(6, 6) > 0.5).float().to_sparse(layout=layout))
+    verdict = growkit.verify_sites(model, growkit.find_sites(model, example))
+    assert [site.name for site in verdict.sites] == ["first"]
+    assert growkit.widen(model, verdict.sites[0], 3).records[0].new_width == 11

@@ -22,7 +22,7 @@ from growkit.graph.propagate import flat, propagate, tensors_of
 from growkit.graph.records import Refusal
 from growkit.graph.remedies import NoRemedy, find_remedies
 from growkit.graph.rules.context import Literal, TensorUse, multiplications
-from growkit.graph.size_attributes import SizeAttribute, find_carriers
+from growkit.graph.size_attributes import SizeAttribute, find_carriers, find_holders
 from growkit.graph.tracing import Trace, owners_of
 from growkit.graph.unreached import find_unreached, may_read
 
@@ -125,6 +125,12 @@ class ModelGraph:
                     key = one.module, one.path, structure(one.dim), one.ratio
                     found[key] = one if key not in found or one.likely else found[key]
         return tuple(found.values())
+
+    def holders_of(self, atoms: Collection[Atom]) -> tuple[SizeAttribute, ...]:
+        """The attributes that hold the size of an atom in modules that see it, though no operation is given it."""
+        model = self._model()
+        modules = {} if model is None else dict(model.named_modules())
+        return tuple(one for atom in atoms for one in find_holders(modules, atom, sorted(self.owners_of(atom))))
 
     def written_in_code(self, atoms: Collection[Atom]) -> list[Literal]:
         """The numbers in the user's forward that would have to change with the atoms, and that no attribute holds."""

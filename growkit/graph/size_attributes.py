@@ -18,7 +18,7 @@ from growkit.graph.dimensions import Atom, Dim, size
 from growkit.graph.holdings import REGISTRIES, is_record, slots_of
 from growkit.graph.rules.context import Literal
 
-__all__ = ["SizeAttribute", "find_carriers", "find_eps", "plain_numbers"]
+__all__ = ["SizeAttribute", "find_carriers", "find_eps", "find_holders", "plain_numbers"]
 
 RATIOS = [Fraction(k) for k in (2, 3, 4)] + [Fraction(1, k) for k in (2, 3, 4)]
 """An attribute may be this many times the number that reaches the operation (`expanded // 2`)."""
@@ -97,6 +97,12 @@ def find_carriers(modules: Mapping[str, nn.Module], literal: Literal) -> list[Si
     others = [one for found in equal if found is not likely for one in found] + multiples
     others = [one for one in others if (one.module, _list_of(one.path)) not in lists]  # other entries are other sizes
     return likely + [replace(one, likely=False) for one in others if not one.certain]
+
+
+def find_holders(modules: Mapping[str, nn.Module], dim: Dim, owners: Sequence[str]) -> list[SizeAttribute]:
+    """The attributes of some modules that hold the size of a dimension, whatever for: a forward may compare with it."""
+    known = [owner for owner in owners if owner in modules]
+    return [one for owner in known for one in _matching(owner, modules[owner], dim, size(dim), Fraction(1))]
 
 
 def find_eps(

@@ -187,10 +187,16 @@ class _Search:
         return first or Outcome("no attribute is known that could change along")
 
     def _candidates(self, site: GrowthSite) -> tuple[SizeAttribute, ...]:
-        """The attributes that may have to change with a site: those that the forward reads."""
+        """The attributes that may have to change with a site: those that the forward reads.
+
+        Where it gives none to an operation, it may still compare a width with one (`assert x.shape[-1] == self.dim`).
+        """
         if site.settled:
             return site.attributes
         carriers = site.graph.carriers_of(site.atoms)
+        known = {(one.module, one.path) for one in carriers}
+        further = [one for one in site.graph.holders_of(site.atoms) if (one.module, one.path) not in known]
+        carriers += tuple(replace(one, likely=not known) for one in further)
         new: dict[str, list[SizeAttribute]] = {}
         for one in carriers:
             if not one.certain and place_of(one) not in self.read:

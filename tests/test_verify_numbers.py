@@ -80,6 +80,9 @@ NUMBERS: dict[str, Middle] = {
     "factor before a comparison": lambda h: h * torch.where(h / h.shape[-1] > 50.0, 2.0, 1.0),
     "factor before an index": lambda h: h + torch.arange(4.0)[(thin(h) / h.shape[-1]).long()].sum(),
     "factor before a norm with eps": lambda h: h + F.normalize(thin(h) / h.shape[-1], eps=1e-6).sum(),
+    "factor that is undone": lambda h: h * h.shape[-1] / torch.full([], float(h.shape[-1])),
+    "factor that is undone behind a bend": lambda h: F.hardtanh(h / h.shape[-1]) * h.shape[-1],
+    "bound of one number": lambda h: h * h.norm().clamp(max=5.0 * h.shape[-1]) / h.norm(),
     "factor in place": lambda h: h + torch.relu(h.clone().mul_(h.shape[-1]) - 1e4),
     "dropout": lambda h: F.dropout(h, h.shape[-1] / 100),
     "dropout in place": lambda h: F.dropout(h, p=h.shape[-1] / 100, inplace=True),
@@ -116,7 +119,6 @@ def test_a_path_that_depends_on_the_width_is_refused() -> None:
 
 SIZES: dict[str, Middle] = {
     "view": lambda h: h.view(h.shape[0], h.shape[-1]).reshape(-1, 1, h.shape[-1])[:, 0],
-    "product undone": lambda h: h * h.shape[-1] / torch.full([], float(h.shape[-1])),
     "mask of positions": lambda h: h * torch.ones(h.shape[-1]),
     "number of the data": lambda h: h.clamp(max=float(h.detach().max())),
     "number in the code": lambda h: h.clamp(max=10.0),

@@ -12,7 +12,7 @@ from growkit.surgery.recording import Change, Difference, Recorded, Recording, f
 from growkit.surgery.undo import Edit
 from growkit.surgery.verify import Inputs, observe, untouched
 
-__all__ = ["differences", "other_calls", "warm_recordings"]
+__all__ = ["differences", "eps_of", "other_calls", "warm_recordings"]
 
 
 def other_calls(before: Sequence[Recording], after: Sequence[Recording], edit: Edit) -> tuple[str, str | None] | None:
@@ -26,13 +26,18 @@ def other_calls(before: Sequence[Recording], after: Sequence[Recording], edit: E
 
 def differences(before: Sequence[Recording], after: Sequence[Recording], edit: Edit) -> list[Difference | None]:
     """Per mode, where the calls part by more than the eps that the edit itself changed; none without recordings."""
+    eps = eps_of(edit)
+    return [first_difference(old, new, eps) for old, new in zip(before, after, strict=True)] if before else []
+
+
+def eps_of(edit: Edit) -> set[Change]:
+    """The numbers in attributes that an edit changed, such as the eps of norms."""
     changes: dict[tuple[str, str], Change] = {}
     for change in (one for record in edit.records for one in record.attributes):
         if isinstance(change.old, float):
             first = changes.get((change.module, change.name), (change.old, change.old))[0]
             changes[change.module, change.name] = first, float(change.new)
-    eps = set(changes.values())
-    return [first_difference(old, new, eps) for old, new in zip(before, after, strict=True)] if before else []
+    return set(changes.values())
 
 
 def warm_recordings(model: nn.Module, inputs: Inputs) -> list[Recording]:

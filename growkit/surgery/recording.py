@@ -25,6 +25,7 @@ from growkit.surgery.dropout import dropout_probability
 from growkit.surgery.verify import Inputs
 
 __all__ = [
+    "ROUNDING",
     "Change",
     "Difference",
     "Factor",
@@ -52,13 +53,13 @@ class Recording:
 
     Attributes:
         calls: the functions of torch that the code calls, and per call the operations that it leads to, each with the
-            numbers that it passes.
+            numbers that it passes, and whether it is more than reckoning with tensors of one entry.
         bounds: per call, the bounds of slices in brackets beyond the end: torch makes no operation of a `x[:99]`.
         dropouts: per call, the probability of a dropout: it is left out, so no output tells that it is another.
         places: the user's "file:line" of each call, where asked for.
     """
 
-    calls: list[tuple[str, list[tuple[OpOverload, Numbers]]]] = field(default_factory=list)
+    calls: list[tuple[str, list[tuple[OpOverload, Numbers, bool]]]] = field(default_factory=list)
     bounds: list[tuple[int, ...]] = field(default_factory=list)
     dropouts: list[float | None] = field(default_factory=list)
     places: list[str | None] = field(default_factory=list)
@@ -66,7 +67,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Factor:
-    """A number in a product that is another one after an edit.
+    """A number that is another one after an edit, and may be if outputs show it.
 
     Attributes:
         place: which call, which operation of that call, which argument of that operation.
@@ -140,7 +141,8 @@ class _Operations(TorchDispatchMode):
         given = kwargs or {}
         result = func(*args, **given)
         if isinstance(func, OpOverload):
-            self.found.calls[-1][1].append((func, _numbers(func, args, given, result)))
+            larger = _is_larger(args, result)
+            self.found.calls[-1][1].append((func, _numbers(func, args, given, larger), larger))
         return result
 
 
@@ -181,10 +183,10 @@ def _base(func: OpOverload) -> str:
     return func._schema.name.rpartition("::")[2].rstrip("_")
 
 
-def _numbers(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Numbers:
-    """The numbers of one operation; none where it only reckons with numbers that are kept in tensors of one entry."""
+def _numbers(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], larger: bool) -> Numbers:
+    """The numbers of one operation; none where it adds whole numbers, as positions are made."""
     places = places_of_numbers(func)
-    if not places or not _matters(func, args, result):
+    if not places or _adds_whole_numbers(func, args):
         return ()
     found: list[float | None] = []
     bounds = _BOUNDS.get(_base(func), ())
@@ -224,10 +226,14 @@ def _is_beyond(func: OpOverload, bound: Any, args: Sequence[Any], kwargs: dict[s
     return isinstance(bound, int) and abs(bound) < sys.maxsize and abs(bound) > args[0].shape[dim]
 
 
-def _matters(func: OpOverload, args: Sequence[Any], result: Any) -> bool:
+def _is_larger(args: Sequence[Any], result: Any) -> bool:
     tensors = [arg for arg in args if isinstance(arg, Tensor)] or [result]
-    larger = [one for one in tensors if isinstance(one, Tensor) and one.numel() > 1]
-    return bool(larger) and (_base(func) not in _SUMS or any(one.is_floating_point() for one in larger))
+    return any(isinstance(one, Tensor) and one.numel() > 1 for one in tensors)
+
+
+def _adds_whole_numbers(func: OpOverload, args: Sequence[Any]) -> bool:
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    return _base(func) in _SUMS and not any(one.is_floating_point() for one in tensors)
 
 
 def first_difference(before: Recording, after: Recording, eps: Collection[Change] = ()) -> Difference | None:
@@ -241,11 +247,11 @@ def first_difference(before: Recording, after: Recording, eps: Collection[Change
         old, new = before.dropouts[number], after.dropouts[number]
         if old is not None and new is not None and _differ(old, new):
             return Difference(number, as_a_number(name, old, new))
-        if [op for op, _ in ops] != [op for op, _ in others]:
+        if [one[0] for one in ops] != [one[0] for one in others]:
             continue  # torch itself chooses another way to compute the same
-        for (op, old), (_, new) in zip(ops, others, strict=True):
+        for (op, old, larger), (_, new, _) in zip(ops, others, strict=True):
             for place, a, b in _changed(op, old, new):
-                if not is_product(op) and not _is_eps(op, place[1], (a, b), eps):
+                if larger and not is_product(op) and not _is_eps(op, place[1], (a, b), eps):
                     return Difference(number, as_a_number(_base(op), a, b))
     if len(before.calls) != len(after.calls):
         longer = max(before.calls, after.calls, key=len)
@@ -264,13 +270,13 @@ def is_product(op: OpOverload) -> bool:
     return _base(op) in _PRODUCTS
 
 
-def changed_factors(before: Recording, after: Recording) -> Iterator[Factor]:
-    """The numbers in products that differ, where the calls are the same."""
+def changed_factors(before: Recording, after: Recording, eps: Collection[Change] = ()) -> Iterator[Factor]:
+    """The numbers that differ, but for eps, in products and in what reckons with tensors of one entry."""
     for call, ((name, ops), (other, others)) in enumerate(zip(before.calls, after.calls, strict=False)):
-        if name == other and [op for op, _ in ops] == [op for op, _ in others]:
-            for number, ((op, old), (_, new)) in enumerate(zip(ops, others, strict=True)):
-                if is_product(op):
-                    for (position, *_), a, b in _changed(op, old, new):
+        if name == other and [one[0] for one in ops] == [one[0] for one in others]:
+            for number, ((op, old, larger), (_, new, _)) in enumerate(zip(ops, others, strict=True)):
+                for (position, argument, _), a, b in _changed(op, old, new):
+                    if (is_product(op) or not larger) and not _is_eps(op, argument, (a, b), eps):
                         yield Factor((call, number, position), a, b, _base(op))
 
 

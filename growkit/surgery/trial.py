@@ -171,7 +171,7 @@ class Trial:
                 return Outcome("widening it changes the outputs' shape, or they are not finite")
             if worst >= LARGEST_ROUNDING:
                 return _changed(worst)
-            factors = changed(self._recordings, recorded.runs)
+            factors = changed(self._recordings, recorded.runs, edit)
             hidden_number = self._hidden_number(sites, draw, factors) if any(factors) else None
             entries = new_entries(self.model, edit)
             shown = reactions(self.model, self.inputs, entries)

@@ -197,7 +197,8 @@ def _numbers(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], larg
         if isinstance(value, Tensor):
             value = value.item() if gate and value.numel() == 1 and not value.is_meta else None
         found.append(float(value) if isinstance(value, (int, float)) else None)
-    return tuple(found)
+    nothing = _base(func) == "mul" and 0.0 in found  # whatever the other factor is
+    return () if nothing else tuple(found)
 
 
 def _beyond(tensor: Any, index: Any) -> Iterator[int]:

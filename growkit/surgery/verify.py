@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ __all__ = [
     "untouched",
 ]
 
+SMALL = 2**20  # entries of a buffer that is looked at: larger ones hold data
+FAINT = 1e-2  # what is kept is judged by its largest entry, or by this: a mean of nearly 0 is rounding
 FILLS = 8  # values that masks and constants may have filled an output with
 
 
@@ -108,10 +110,16 @@ class Observation:
     """What a model computes on one batch in eval and in train mode, in fp32 or better.
 
     In train mode dropout is left out and all other random numbers are replayed.
+
+    Attributes:
+        eval, train: the outputs.
+        kept: what the model keeps for later calls after the one in train mode: small buffers of floats, and floats in
+            plain attributes that the call changed; by name.
     """
 
     eval: list[Tensor]
     train: list[Tensor]
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,11 @@ def observe(model: nn.Module, inputs: Inputs, *, seed: int = 0) -> Observation:
             return [_at_least_fp32(output.detach()) for output in inputs.call(model)]
 
     with untouched(model) as lost:
-        seen = Observation(eval=run(False), train=run(True))
+        in_eval, before = run(False), dict(_floats(model))
+        in_train, changed = run(True), {name: value for name, value in _floats(model) if value != before.get(name)}
+        kept = dict(_small_buffers(model))
+        kept |= {name: torch.tensor(value, dtype=torch.float64) for name, value in changed.items() if name in before}
+        seen = Observation(in_eval, in_train, kept)
     if lost:
         raise ModelError(
             f"a forward must write to its tensors with torch operations, but one of shape {tuple(lost[0].shape)} was "
@@ -168,13 +180,35 @@ def observe(model: nn.Module, inputs: Inputs, *, seed: int = 0) -> Observation:
     return seen
 
 
+def _small_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and 0 < buffer.numel() <= SMALL:
+            yield name, _at_least_fp32(buffer.detach()).clone()
+
+
+def _floats(model: nn.Module) -> Iterator[tuple[str, float]]:
+    for name, module in model.named_modules():
+        yield from ((f"{name}.{key}", value) for key, value in vars(module).items() if type(value) is float)
+
+
 def _at_least_fp32(output: Tensor) -> Tensor:
     return output if output.dtype == torch.float64 else output.float()
 
 
 def function_change(before: Observation, after: Observation) -> FunctionChange:
-    """How far two observations lie apart."""
-    return FunctionChange(_relative(before.eval, after.eval), _relative(before.train, after.train))
+    """How far two observations lie apart; what is kept counts to the train mode, where its shape is the same."""
+    kept = [_kept_change(before.kept[name], after.kept[name]) for name in before.kept.keys() & after.kept.keys()]
+    lost = before.kept.keys() ^ after.kept.keys()
+    train = max(_relative(before.train, after.train), *kept, float("inf") if lost else 0.0)
+    return FunctionChange(_relative(before.eval, after.eval), train)
+
+
+def _kept_change(before: Tensor, after: Tensor) -> float:
+    if before.shape != after.shape or torch.equal(before, after):
+        return 0.0
+    scale = before.abs().nan_to_num(0.0, 0.0).max().clamp_min(FAINT)
+    change = float((after - before).abs().max() / scale)
+    return change if change == change else float("inf")
 
 
 def _relative(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""Outputs that are not all computed: masks and constants do not hide what the others are, nor make them invisible."""
+"""What is compared: outputs that are computed, beside masks; what a forward keeps; outputs with gradients."""
 
 from __future__ import annotations
 
@@ -89,3 +89,71 @@ def test_a_graph_network_grows_with_sparse_edges(layout: torch.layout) -> None:
     verdict = growkit.verify_sites(model, growkit.find_sites(model, example))
     assert [site.name for site in verdict.sites] == ["first"]
     assert growkit.widen(model, verdict.sites[0], 3).records[0].new_width == 11
+
+
+class Keeps(nn.Module):
+    """Notes something of its units for a later call."""
+
+    def __init__(self, note: Callable[[Keeps, Tensor], object]):
+        super().__init__()
+        self.first, self.head, self.note = nn.Linear(5, 8), nn.Linear(8, 3), note
+        self.register_buffer("power", torch.ones(1))
+        self.mean, self.calls = 0.5, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        outputs = self.head(h) * self.power.clone() + self.mean
+        if self.training:
+            self.note(self, h.detach())
+        return outputs
+
+
+def in_a_buffer(model: Keeps, h: Tensor) -> None:
+    model.power.mul_(0.9).add_(0.1 * h.square().sum() / len(h) / h.shape[-1] ** 0.5)
+
+
+def in_a_new_buffer(model: Keeps, h: Tensor) -> None:
+    model.power = torch.full((1,), 1.0 / h.shape[-1])
+
+
+def in_a_number(model: Keeps, h: Tensor) -> None:
+    model.mean = 0.9 * model.mean + 0.1 / h.shape[-1]
+
+
+def of_the_batch(model: Keeps, h: Tensor) -> None:
+    model.calls += 1
+    model.power.mul_(0.9).add_(0.1 * h.square().sum() / len(h))
+    model.mean *= 0.9
+
+
+@pytest.mark.parametrize("note", [in_a_buffer, in_a_new_buffer, in_a_number])
+def test_what_a_forward_keeps_must_stay(note: Callable[[Keeps, Tensor], object]) -> None:
+    torch.manual_seed(0)
+    model, x = Keeps(note), torch.randn(6, 5)
+    verdict = growkit.verify_sites(model, growkit.find_sites(model, x))
+    assert not verdict.sites and len(verdict.refusals) == 1
+
+
+def test_what_it_keeps_of_the_units_sum_may_go_on() -> None:
+    torch.manual_seed(0)
+    model, x = Keeps(of_the_batch), torch.randn(6, 5)
+    (site,) = growkit.verify_sites(model, growkit.find_sites(model, x)).sites
+    edit = growkit.widen(model, site, 3)
+    assert edit.records[0].new_width == 11 and float(model.power) == 1.0 and model.mean == 0.5 and model.calls == 0
+
+
+class WithGradients(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return self.head(h / h.shape[-1] if torch.is_grad_enabled() else h)
+
+
+def test_a_forward_that_does_otherwise_with_gradients_is_refused() -> None:
+    torch.manual_seed(0)
+    model, x = WithGradients(), torch.randn(6, 5)
+    (refusal,) = growkit.verify_sites(model, growkit.find_sites(model, x)).refusals
+    assert "where gradients are recorded" in refusal.reason

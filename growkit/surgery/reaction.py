@@ -17,7 +17,7 @@ from growkit.graph import GrowthSite
 from growkit.rng import global_state, isolated
 from growkit.surgery.dropout import WithoutDropout
 from growkit.surgery.values import lookup
-from growkit.surgery.verify import Inputs, Observation, function_change, live_entries, untouched
+from growkit.surgery.verify import Inputs, Observation, at_least_fp32, function_change, live_entries, untouched
 
 __all__ = ["brighten", "control", "reactions"]
 
@@ -30,40 +30,56 @@ Entries = Mapping[str, Sequence[tuple[nn.Parameter, Tensor]]]
 """By site, its parameters with the masks of their new entries."""
 
 
-def reactions(model: nn.Module, inputs: Inputs, entries: Entries) -> dict[str, float]:
+def reactions(
+    model: nn.Module, inputs: Inputs, entries: Entries, before: Sequence[Tensor] = ()
+) -> tuple[dict[str, float], float]:
     """By site, how far wrong new entries would move the outputs, relative to the largest output.
 
     Outputs are those in train mode without dropout; their mean over all entries counts, as the root of squares. It is 0
     where no gradient reaches the new entries of a site, or one that is not finite. Where that may be chance, in a
     branch that is left out at random (stochastic depth), other random numbers are drawn.
+
+    Args:
+        model: a scratch copy after an edit.
+        inputs: a batch.
+        entries: of the edit.
+        before: the outputs in train mode before the edit, without gradients.
+
+    Returns:
+        The reactions, and how far the outputs are from `before` where gradients are recorded.
     """
-    found = dict.fromkeys(entries, 0.0)
+    found, change = dict.fromkeys(entries, 0.0), 0.0
     for seed in range(SEEDS):
         missing = {site: parameters for site, parameters in entries.items() if not found[site]}
-        some, by_chance = _reactions(model, inputs, missing, seed)
+        some, by_chance, outputs = _reactions(model, inputs, missing, seed)
+        if seed == 0 and before:
+            change = function_change(Observation([], list(before)), Observation([], outputs)).train
         found |= some
         if all(found.values()) or not by_chance:
             break
-    return found
+    return found, change
 
 
-def _reactions(model: nn.Module, inputs: Inputs, entries: Entries, seed: int) -> tuple[dict[str, float], bool]:
-    """The reactions for one seed, and whether any random number was drawn."""
+def _reactions(
+    model: nn.Module, inputs: Inputs, entries: Entries, seed: int
+) -> tuple[dict[str, float], bool, list[Tensor]]:
+    """The reactions for one seed, whether any random number was drawn, and the outputs."""
     with untouched(model), exact_arithmetic(), torch.enable_grad(), isolated(seed), WithoutDropout():
-        before = global_state()
+        drawn = global_state()
         model.train()
         model.zero_grad()
-        outputs = [output.float() for output in inputs.call(model) if output.requires_grad]
-        by_chance = global_state() != before
-        if outputs:  # else all weights are frozen
-            torch.stack([_projection(output) for output in outputs]).sum().backward()
+        outputs = [at_least_fp32(output) for output in inputs.call(model)]
+        by_chance = global_state() != drawn
+        if any(output.requires_grad for output in outputs):  # else all weights are frozen
+            torch.stack([_projection(output) for output in outputs if output.requires_grad]).sum().backward()
     sizes: dict[nn.Parameter, float] = {}
     found = {
         site: math.sqrt(sum(_reaction(parameter, mask, sizes) for parameter, mask in parameters))
         for site, parameters in entries.items()
     }
     model.zero_grad()
-    return {site: value if math.isfinite(value) else 0.0 for site, value in found.items()}, by_chance
+    reactions = {site: value if math.isfinite(value) else 0.0 for site, value in found.items()}
+    return reactions, by_chance, [output.detach() for output in outputs]
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ __all__ = [
     "FunctionChange",
     "Inputs",
     "Observation",
+    "at_least_fp32",
     "function_change",
     "live_entries",
     "new_entries",
@@ -164,7 +165,7 @@ def observe(model: nn.Module, inputs: Inputs, *, seed: int = 0) -> Observation:
     def run(training: bool) -> list[Tensor]:
         model.train(training)
         with torch.no_grad(), exact_arithmetic(), isolated(seed), WithoutDropout():
-            return [_at_least_fp32(output.detach()) for output in inputs.call(model)]
+            return [at_least_fp32(output.detach()) for output in inputs.call(model)]
 
     with untouched(model) as lost:
         in_eval, before = run(False), dict(_floats(model))
@@ -183,7 +184,7 @@ def observe(model: nn.Module, inputs: Inputs, *, seed: int = 0) -> Observation:
 def _small_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point() and 0 < buffer.numel() <= SMALL:
-            yield name, _at_least_fp32(buffer.detach()).clone()
+            yield name, at_least_fp32(buffer.detach()).clone()
 
 
 def _floats(model: nn.Module) -> Iterator[tuple[str, float]]:
@@ -191,7 +192,8 @@ def _floats(model: nn.Module) -> Iterator[tuple[str, float]]:
         yield from ((f"{name}.{key}", value) for key, value in vars(module).items() if type(value) is float)
 
 
-def _at_least_fp32(output: Tensor) -> Tensor:
+def at_least_fp32(output: Tensor) -> Tensor:
+    """In the precision that outputs are compared in."""
     return output if output.dtype == torch.float64 else output.float()
 
 

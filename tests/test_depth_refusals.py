@@ -159,7 +159,7 @@ def test_the_example_must_run_and_be_finite() -> None:
     place = find_places(model, x)["0"]
     with pytest.raises(ModelError, match="must run on the example, got RuntimeError"):
         deepen(model, place, example=torch.randn(4, 9))
-    with pytest.raises(ModelError, match="must be finite"):
+    with pytest.raises(ModelError, match="must be numbers, got NaN"):
         deepen(model, place, example=torch.full((4, 5), float("nan")))
 
 

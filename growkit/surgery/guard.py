@@ -17,7 +17,7 @@ from growkit.graph import arguments_of
 from growkit.surgery.calls import differences, other_calls, warm_recordings
 from growkit.surgery.recording import Recorded, Recording
 from growkit.surgery.undo import Edit
-from growkit.surgery.verify import Inputs, Observation, function_change, observe
+from growkit.surgery.verify import Inputs, Observation, function_change, kept_change, observe
 
 __all__ = ["Watched", "check_optimizer", "example_for", "first_look", "rounding_of", "taken_back", "watch"]
 
@@ -98,7 +98,8 @@ class Watched:
             SurgeryError: the outputs changed by more than rounding, or other calls or numbers lead to them.
         """
         recorded = Recorded(self.inputs.args, self.inputs.kwargs)
-        change = function_change(self.before, observe(self.model, recorded if self.recordings else self.inputs)).worst
+        after = observe(self.model, recorded if self.recordings else self.inputs)
+        change = max(function_change(self.before, after).worst, kept_change(self.before, after))
         whose = "the outputs" if self.name is None else f"the outputs of {self.name}"
         if change > (tolerance := rounding_of(self.model)):
             raise SurgeryError(f"it changes {whose} by {change:.1e} of their size, more than {tolerance:.1e}")

@@ -10,7 +10,7 @@ from torch import nn
 from growkit.errors import ModelError
 from growkit.surgery.faintness import Faintness
 from growkit.surgery.recording import Recorded, Recording
-from growkit.surgery.verify import Inputs, Observation, function_change, observe
+from growkit.surgery.verify import Inputs, Observation, function_change, kept_change, observe
 
 __all__ = ["Look", "example_look", "first_line", "other_look"]
 
@@ -29,9 +29,10 @@ class Look:
             return cls(inputs, faintness, observe(model, inputs))
 
     def change(self, model: nn.Module) -> float:
-        """How far the outputs are from those before."""
+        """How far the outputs, and what is kept, are from those before."""
         with self.faintness.on(model):
-            return function_change(self.before, observe(model, self.inputs)).worst
+            after = observe(model, self.inputs)
+        return max(function_change(self.before, after).worst, kept_change(self.before, after))
 
     @property
     def is_finite(self) -> bool:

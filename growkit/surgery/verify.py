@@ -26,6 +26,7 @@ __all__ = [
     "Observation",
     "at_least_fp32",
     "function_change",
+    "kept_change",
     "live_entries",
     "new_entries",
     "observe",
@@ -198,11 +199,16 @@ def at_least_fp32(output: Tensor) -> Tensor:
 
 
 def function_change(before: Observation, after: Observation) -> FunctionChange:
-    """How far two observations lie apart; what is kept counts to the train mode, where its shape is the same."""
-    kept = [_kept_change(before.kept[name], after.kept[name]) for name in before.kept.keys() & after.kept.keys()]
-    lost = before.kept.keys() ^ after.kept.keys()
-    train = max(_relative(before.train, after.train), *kept, float("inf") if lost else 0.0)
-    return FunctionChange(_relative(before.eval, after.eval), train)
+    """How far two observations lie apart."""
+    return FunctionChange(_relative(before.eval, after.eval), _relative(before.train, after.train))
+
+
+def kept_change(before: Observation, after: Observation) -> float:
+    """How far what is kept lies apart, where names and shapes are the same: for edits that move no module."""
+    return max(
+        (_kept_change(before.kept[name], after.kept[name]) for name in before.kept.keys() & after.kept.keys()),
+        default=0.0,
+    )
 
 
 def _kept_change(before: Tensor, after: Tensor) -> float:

@@ -38,7 +38,7 @@ def test_records_are_not_replayed_between_the_passes() -> None:
     model, x = model_and_batch()
     edit = deepen(model, find_places(model, x)["0"])
     edit.undo()
-    ascended(model, x)
+    sam = ascended(model, x)
     with pytest.raises(GrowthRefused, match="two passes of SAM"):
         replay(model, edit.records)
-    assert len(model) == 3
+    assert len(model) == 3 and sam.displaced

@@ -115,8 +115,7 @@ class Observation:
 
     Attributes:
         eval, train: the outputs.
-        kept: what the model keeps for later calls after the one in train mode: small buffers of floats, and floats in
-            plain attributes that the call changed; by name.
+        kept: what the model keeps for later calls after the one in train mode: small buffers of floats, by name.
     """
 
     eval: list[Tensor]
@@ -169,11 +168,7 @@ def observe(model: nn.Module, inputs: Inputs, *, seed: int = 0) -> Observation:
             return [at_least_fp32(output.detach()) for output in inputs.call(model)]
 
     with untouched(model) as lost:
-        in_eval, before = run(False), dict(_floats(model))
-        in_train, changed = run(True), {name: value for name, value in _floats(model) if value != before.get(name)}
-        kept = dict(_small_buffers(model))
-        kept |= {name: torch.tensor(value, dtype=torch.float64) for name, value in changed.items() if name in before}
-        seen = Observation(in_eval, in_train, kept)
+        seen = Observation(run(False), run(True), dict(_small_buffers(model)))
     if lost:
         raise ModelError(
             f"a forward must write to its tensors with torch operations, but one of shape {tuple(lost[0].shape)} was "
@@ -186,11 +181,6 @@ def _small_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point() and 0 < buffer.numel() <= SMALL:
             yield name, at_least_fp32(buffer.detach()).clone()
-
-
-def _floats(model: nn.Module) -> Iterator[tuple[str, float]]:
-    for name, module in model.named_modules():
-        yield from ((f"{name}.{key}", value) for key, value in vars(module).items() if type(value) is float)
 
 
 def at_least_fp32(output: Tensor) -> Tensor:

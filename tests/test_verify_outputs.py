@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import growkit
 from growkit.surgery import Observation, function_change
+from growkit.surgery.recording import Recorded
 
 Last = Callable[[Tensor], Tensor]
 
@@ -153,3 +154,16 @@ def test_a_forward_that_does_otherwise_with_gradients_is_refused() -> None:
     model, x = WithGradients(), torch.randn(6, 5)
     (refusal,) = growkit.verify_sites(model, growkit.find_sites(model, x)).refusals
     assert "where gradients are recorded" in refusal.reason
+
+
+def test_a_comparison_without_calls_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(6, 5)
+    (site,) = growkit.verify_sites(model, growkit.find_sites(model, x)).sites
+
+    def no_mode(recorded: Recorded, model: nn.Module) -> list[Tensor]:
+        raise NotImplementedError("no mode around this operation")
+
+    monkeypatch.setattr(Recorded, "call", no_mode)
+    with pytest.warns(UserWarning, match=r"only outputs are compared.*\(NotImplementedError\)"):
+        growkit.widen(model, site, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,8 +142,13 @@ def watch(model: nn.Module, inputs: Inputs, name: str | None = None) -> Watched:
         recorded = Recorded(inputs.args, inputs.kwargs)
         try:
             return observe(model, recorded), recorded.runs
-        except Exception:  # an operation that bears no mode of torch's around it, or else the model's own failure
-            return observe(model, inputs), ()
+        except Exception as error:  # an operation that bears no mode of torch's around it, or the model's own failure
+            outputs = observe(model, inputs)
+            whose, kind = name or "the model", type(error).__name__
+            warnings.warn(
+                f"of {whose} only outputs are compared, for its calls cannot be recorded ({kind})", stacklevel=2
+            )
+            return outputs, ()
 
     before, recordings = first_look(look, lambda found: found[0], name or "the model")
     return Watched(model, inputs, before, recordings, name)

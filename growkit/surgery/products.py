@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from growkit.surgery.calls import eps_of
-from growkit.surgery.recording import ROUNDING, Factor, Recorded, Recording, as_a_number, changed_factors
+from growkit.surgery.recording import ROUNDING, Factor, Recorded, Recording, as_a_number, changed_factors, name_of_call
 from growkit.surgery.undo import Edit
 from growkit.surgery.verify import Inputs, function_change, observe
 
@@ -124,7 +124,7 @@ class _Count(TorchFunctionMode):
         self.call, self.operation = 0, -1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if getattr(func, "__name__", "") != "__get__":
+        if name_of_call(func) is not None:
             self.call, self.operation = self.call + 1, -1
         return func(*args, **(kwargs or {}))
 

@@ -34,6 +34,7 @@ __all__ = [
     "as_a_number",
     "changed_factors",
     "first_difference",
+    "name_of_call",
 ]
 
 ROUNDING = 1e-3  # numbers that depend on data are equal up to rounding; a size that grew by a quarter is not
@@ -114,14 +115,19 @@ class Recorded(Inputs):
         return outputs
 
 
+def name_of_call(func: Any) -> str | None:
+    """What a recording calls a function; None for attributes of tensors, such as the shape, which compute nothing."""
+    name = getattr(func, "__name__", "")
+    return None if name == "__get__" else name
+
+
 class _Functions(TorchFunctionMode):
     def __init__(self, found: Recording, places: bool):
         super().__init__()
         self.found, self.places = found, places
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name != "__get__":  # attributes of tensors, such as the shape, compute nothing
+        if (name := name_of_call(func)) is not None:
             self.found.calls.append((name, []))
             self.found.bounds.append(tuple(_beyond(args[0], args[1])) if name == "__getitem__" else ())
             self.found.dropouts.append(dropout_probability(func, args, kwargs or {}))
@@ -161,7 +167,7 @@ _BOUNDS = {"slice": ("start", "end"), "split": ("split_size",)}
 
 
 @functools.cache
-def places_of_numbers(func: OpOverload) -> tuple[tuple[int, str, bool], ...]:
+def _places_of_numbers(func: OpOverload) -> tuple[tuple[int, str, bool], ...]:
     """Position, name and "may be a tensor too" of the arguments that are numbers and not sizes."""
     name = _base(func)
     if name in _SIZES_AS_SCALARS or name.startswith(("_scaled_dot_product", "_local_scalar")):
@@ -185,7 +191,7 @@ def _base(func: OpOverload) -> str:
 
 def _numbers(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], larger: bool) -> Numbers:
     """The numbers of one operation; none where it adds whole numbers, as positions are made."""
-    places = places_of_numbers(func)
+    places = _places_of_numbers(func)
     if not places or _adds_whole_numbers(func, args):
         return ()
     found: list[float | None] = []
@@ -252,7 +258,7 @@ def first_difference(before: Recording, after: Recording, eps: Collection[Change
             continue  # torch itself chooses another way to compute the same
         for (op, old, larger), (_, new, _) in zip(ops, others, strict=True):
             for place, a, b in _changed(op, old, new):
-                if larger and not is_product(op) and not _is_eps(op, place[1], (a, b), eps):
+                if larger and not _is_product(op) and not _is_eps(op, place[1], (a, b), eps):
                     return Difference(number, as_a_number(_base(op), a, b))
     if len(before.calls) != len(after.calls):
         longer = max(before.calls, after.calls, key=len)
@@ -266,7 +272,7 @@ def as_a_number(operation: str, before: float, after: float) -> str:
     return f"its size acts as a number in {operation!r}: {before:g}, then {after:g}"
 
 
-def is_product(op: OpOverload) -> bool:
+def _is_product(op: OpOverload) -> bool:
     """Whether a number acts as a factor there."""
     return _base(op) in _PRODUCTS
 
@@ -277,13 +283,13 @@ def changed_factors(before: Recording, after: Recording, eps: Collection[Change]
         if name == other and [one[0] for one in ops] == [one[0] for one in others]:
             for number, ((op, old, larger), (_, new, _)) in enumerate(zip(ops, others, strict=True)):
                 for (position, argument, _), a, b in _changed(op, old, new):
-                    if (is_product(op) or not larger) and not _is_eps(op, argument, (a, b), eps):
+                    if (_is_product(op) or not larger) and not _is_eps(op, argument, (a, b), eps):
                         yield Factor((call, number, position), a, b, _base(op))
 
 
 def _changed(op: OpOverload, old: Numbers, new: Numbers) -> Iterator[tuple[tuple[int, str, bool], float, float]]:
     """Places of numbers that differ, and both values."""
-    for place, a, b in zip(places_of_numbers(op), old, new, strict=False):
+    for place, a, b in zip(_places_of_numbers(op), old, new, strict=False):
         if a is not None and b is not None and _differ(a, b):
             yield place, a, b
 
